@@ -1,0 +1,19 @@
+//! Weir: durable gRPC streaming over one ordered, replayable log.
+//!
+//! Modules in reading order: [`log`] (the contract and its engines), [`core`] (fan-out and the domain), [`services`] (the
+//! wire), [`config`] and [`telemetry`].
+
+pub mod config;
+pub mod log;
+pub mod telemetry;
+
+/// Types and services generated from `proto/`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod proto {
+    /// Package `chat`.
+    pub mod chat {
+        tonic::include_proto!("chat");
+    }
+    /// All descriptors, for reflection and the call layer.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+}

@@ -1,0 +1,35 @@
+//! Why a log operation failed.
+
+use super::Sequence;
+
+/// An engine's error. Cheap to clone: one failure answers every append of its batch.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The storage is full; nothing was stored. It recovers when there is room again.
+    #[error("the log's storage is full")]
+    Full,
+    /// The backend did not answer in time or cannot be reached; whether an append was stored is unknown.
+    #[error("the log is unavailable: {0}")]
+    Unavailable(String),
+    /// A flush failed; appends are refused until the process restarts, and whether this one was stored is unknown.
+    #[error("the log failed: {0}")]
+    Failed(String),
+    /// Stored data does not read back as it was written.
+    #[error("the log is corrupt: {0}")]
+    Corrupt(String),
+    /// Records at or after the wanted position were dropped by retention.
+    #[error("records before {first} are no longer retained")]
+    Trimmed {
+        /// The first position that is retained.
+        first: Sequence,
+    },
+    /// The wanted position lies after the tail.
+    #[error("the topic ends before {tail}")]
+    BeyondTail {
+        /// The first position not written yet.
+        tail: Sequence,
+    },
+    /// The log is closed: the instance is shutting down.
+    #[error("the log is closed")]
+    Closed,
+}

@@ -1,0 +1,230 @@
+//! The log: topics, records and the contract every storage engine keeps.
+//!
+//! A [`Topic`] is a named, ordered sequence of [`Record`]s. Positions are half-open everywhere:
+//!
+//! ```text
+//!            first                      tail
+//!   trimmed    │ record  record  record   │  not written yet
+//!  ────────────┼──────────────────────────┼──────────────────▶ sequence
+//!              └─ Bounds { first, tail } ─┘
+//! ```
+//!
+//! Sequences grow strictly within a topic, are never reused and may have gaps, so a reader never computes the next
+//! position itself: a [`Page`] tells it. An engine knows no service; a service knows no engine.
+
+mod codec;
+mod error;
+mod record;
+mod topic;
+
+pub use codec::{CodecError, decode, encode};
+pub use error::Error;
+pub use record::{EventTime, NewRecord, Record, Sequence, Timestamp, TraceContext};
+pub use topic::{Space, Topic, TopicError};
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+};
+
+use async_trait::async_trait;
+use tokio::sync::{oneshot, watch};
+
+/// A storage engine: durable, ordered topics.
+///
+/// # Contract
+///
+/// * **Durability.** An [`Ack`] resolves to outcomes only when every record of its batch survives `kill -9` and, as far as
+///   the storage honours a flush, a power cut. A record that readers or followers see is durable.
+/// * **Order.** Records of one topic get strictly growing sequences in the order in which their batches were enqueued, and
+///   in batch order within a batch. Nothing is promised between topics.
+/// * **Atomicity.** A batch is durable as a whole before its ack resolves; after an error or a crash any prefix of it may
+///   be stored.
+/// * **Idempotence.** A record with a key repeats an earlier one when topic, publisher and key are equal and the earlier is
+///   within the dedupe window: it is not stored again ([`Outcome::Duplicate`], or [`Outcome::Conflict`] when its kind or
+///   payload differs). The window survives a restart.
+/// * **Visibility.** A record reaches the topic's followers before its ack resolves, so whoever holds an ack can read and
+///   follow from it on this node.
+/// * **Failure.** A failed flush poisons the engine: every later append fails with [`Error::Failed`] until the process
+///   restarts. A full disk is not a failure: appends are refused with [`Error::Full`] until there is room again.
+///
+/// Dropping any future returned here is safe; a batch whose ack is dropped is still appended.
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// Queues a batch for appending. Waits while the engine's queue is full (bounded in bytes), so awaiting it is the
+    /// publisher's back-pressure. Await the returned [`Ack`] for durability; enqueue again before that to pipeline.
+    ///
+    /// # Errors
+    /// [`Error::Full`], [`Error::Failed`], [`Error::Unavailable`] or [`Error::Closed`]: nothing was queued.
+    async fn enqueue(&self, batch: Vec<NewRecord>) -> Result<Ack, Error>;
+
+    /// Reads retained records in order, starting at `from`, up to `limit`.
+    ///
+    /// # Errors
+    /// [`Error::Trimmed`] when records at or after `from` were dropped by retention. [`Error::BeyondTail`] when `from` lies
+    /// after the tail.
+    async fn read(&self, topic: &Topic, from: Sequence, limit: Limit) -> Result<Page, Error>;
+
+    /// The position of the first retained record appended at or after `time`; the tail when there is none.
+    ///
+    /// # Errors
+    /// Storage errors only.
+    async fn seek(&self, topic: &Topic, time: Timestamp) -> Result<Sequence, Error>;
+
+    /// The topic's retained range. A topic nobody wrote to is empty at [`Sequence::FIRST`].
+    ///
+    /// # Errors
+    /// Storage errors only.
+    async fn bounds(&self, topic: &Topic) -> Result<Bounds, Error>;
+
+    /// Feeds the topic's new records to `follower` until the returned [`Follow`] is dropped. The hub calls it once per topic
+    /// and node, whatever the number of subscribers. See [`Follower`] for what is called when.
+    ///
+    /// # Errors
+    /// Storage errors only.
+    async fn follow(&self, topic: &Topic, follower: Weak<dyn Follower>) -> Result<Follow, Error>;
+
+    /// Drops every record before `before`. Sequences stay used. Retention calls the same code.
+    ///
+    /// # Errors
+    /// Storage errors only.
+    async fn trim(&self, topic: &Topic, before: Sequence) -> Result<(), Error>;
+
+    /// Names of topics in `space` that were ever written to, in name order, at most `limit`, starting after `after`.
+    ///
+    /// # Errors
+    /// Storage errors only.
+    async fn topics(
+        &self,
+        space: Space,
+        after: Option<&Topic>,
+        limit: usize,
+    ) -> Result<Vec<Topic>, Error>;
+
+    /// What the engine can do now; readiness follows it.
+    fn health(&self) -> watch::Receiver<Health>;
+
+    /// Refuses new appends, makes the queued ones durable and releases the storage. Idempotent.
+    async fn close(&self);
+}
+
+/// Receives a topic's new records from an engine.
+pub trait Follower: Send + Sync + 'static {
+    /// The feed is complete from `from` on: `records` are all that exist from there up to `next`.
+    ///
+    /// The first call may come without records: it tells where the feed begins. When a feed lost records (its connection
+    /// broke), the next call's `from` lies beyond the previous call's `next`; the records between are in the log. Calls for
+    /// one topic come in order and never at the same time. It must not block: it runs on the engine's commit path.
+    fn records(&self, from: Sequence, next: Sequence, records: &[Arc<Record>]);
+}
+
+/// A live feed; dropping it ends the feed.
+pub struct Follow(Option<Box<dyn FnOnce() + Send + Sync>>);
+
+impl Follow {
+    /// A feed that calls `end` when it is dropped.
+    pub fn new(end: impl FnOnce() + Send + Sync + 'static) -> Self {
+        Self(Some(Box::new(end)))
+    }
+}
+
+impl Drop for Follow {
+    fn drop(&mut self) {
+        if let Some(end) = self.0.take() {
+            end();
+        }
+    }
+}
+
+/// The retained range of a topic: records lie in `first..tail`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// No retained record lies before this position.
+    pub first: Sequence,
+    /// The first position not written yet.
+    pub tail: Sequence,
+}
+
+/// How much one read may return; at least one record comes back if there is one.
+#[derive(Debug, Clone, Copy)]
+pub struct Limit {
+    /// Records at most.
+    pub records: usize,
+    /// Payload bytes after which no further record is added.
+    pub bytes: usize,
+}
+
+/// A run of records in sequence order.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The records.
+    pub records: Vec<Arc<Record>>,
+    /// Where to read next: all retained records before this position have been returned.
+    pub next: Sequence,
+    /// The tail at the time of the read. `next == tail` means the reader has caught up.
+    pub tail: Sequence,
+}
+
+/// What became of one record of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is stored under this sequence.
+    Stored {
+        /// Its position.
+        sequence: Sequence,
+        /// When it was appended.
+        time: Timestamp,
+    },
+    /// Its key was used before for the same content; the first record stands.
+    Duplicate {
+        /// The first record's position.
+        sequence: Sequence,
+        /// When the first record was appended.
+        time: Timestamp,
+    },
+    /// Its key was used before for other content; nothing was stored.
+    Conflict {
+        /// The first record's position.
+        sequence: Sequence,
+    },
+}
+
+/// The pending outcome of one enqueued batch, in the batch's order.
+#[derive(Debug)]
+pub struct Ack(oneshot::Receiver<Result<Vec<Outcome>, Error>>);
+
+impl Ack {
+    /// An ack and the sender that resolves it. Dropping the sender resolves it to [`Error::Closed`].
+    #[must_use]
+    pub fn pending() -> (oneshot::Sender<Result<Vec<Outcome>, Error>>, Self) {
+        let (sender, receiver) = oneshot::channel();
+        (sender, Self(receiver))
+    }
+}
+
+impl Future for Ack {
+    type Output = Result<Vec<Outcome>, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0)
+            .poll(cx)
+            .map(|result| result.unwrap_or(Err(Error::Closed)))
+    }
+}
+
+/// What an engine can do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Appends and reads work.
+    Ready,
+    /// No room: appends are refused, reads work, and it recovers by itself when there is room again.
+    Full,
+    /// The backend cannot be reached; it recovers by itself. The text says what is wrong.
+    Unavailable(String),
+    /// A flush failed: appends are refused until the process restarts. The text says what failed.
+    Failed(String),
+    /// Closed on request.
+    Closed,
+}
