@@ -4,6 +4,7 @@
 //! wire), [`config`] and [`telemetry`].
 
 pub mod config;
+pub mod core;
 pub mod log;
 pub mod telemetry;
 
