@@ -1,1 +1,5 @@
+//! Tests that need nothing beyond the toolchain.
+#![allow(clippy::unwrap_used)]
 
+mod otlp;
+mod telemetry;
