@@ -7,6 +7,7 @@ pub mod config;
 pub mod core;
 pub mod log;
 pub mod telemetry;
+pub mod web;
 
 /// Types and services generated from `proto/`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
