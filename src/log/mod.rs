@@ -11,14 +11,22 @@
 //!
 //! Sequences grow strictly within a topic, are never reused and may have gaps, so a reader never computes the next
 //! position itself: a [`Page`] tells it. An engine knows no service; a service knows no engine.
+//!
+//! [`open`] picks the engine: [`embedded`] (this machine's disk) or [`memory`] (tests).
 
 mod codec;
+mod dedupe;
+pub mod embedded;
 mod error;
+pub mod memory;
+mod meters;
+mod open;
 mod record;
 mod topic;
 
 pub use codec::{CodecError, decode, encode};
 pub use error::Error;
+pub use open::{OpenError, open};
 pub use record::{EventTime, NewRecord, Record, Sequence, Timestamp, TraceContext};
 pub use topic::{Space, Topic, TopicError};
 
@@ -145,6 +153,17 @@ pub struct Bounds {
     pub first: Sequence,
     /// The first position not written yet.
     pub tail: Sequence,
+}
+
+/// Where a read from `from` starts in a topic that retains `first..tail`.
+fn start_of_read(from: Sequence, first: Sequence, tail: Sequence) -> Result<Sequence, Error> {
+    if from.max(Sequence::FIRST) < first {
+        return Err(Error::Trimmed { first });
+    }
+    if from > tail {
+        return Err(Error::BeyondTail { tail });
+    }
+    Ok(from.max(first))
 }
 
 /// How much one read may return; at least one record comes back if there is one.

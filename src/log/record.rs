@@ -124,6 +124,23 @@ impl NewRecord {
     }
 }
 
+impl NewRecord {
+    /// The record it becomes at `sequence`, appended at `time`.
+    #[must_use]
+    pub fn into_record(self, sequence: Sequence, time: Timestamp) -> Record {
+        Record {
+            sequence,
+            time,
+            publisher: self.publisher,
+            id: self.id,
+            kind: self.kind,
+            event_time: self.event_time,
+            trace: self.trace,
+            payload: self.payload,
+        }
+    }
+}
+
 /// A record of a topic, durable.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {

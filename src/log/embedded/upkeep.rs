@@ -1,0 +1,130 @@
+//! The thread that keeps the log small: retention, expired keys, and how much the log takes on its disk. It only looks; what
+//! is to be dropped it asks of the committer, step by step, so that appends go on in between.
+
+use std::{
+    path::PathBuf,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender},
+    },
+    time::Duration,
+};
+
+use tokio::sync::oneshot;
+
+use super::{committer::Command, disk, shared::Shared};
+use crate::{
+    config::{self, RetentionBySpace},
+    log::{Error, Sequence, Space, Timestamp, Topic},
+};
+
+/// Topics looked at before others get a turn at the database.
+const TOPICS_PAGE: usize = 256;
+
+pub(super) struct Upkeep {
+    shared: Arc<Shared>,
+    commands: Sender<Command>,
+    /// Disconnected when the engine goes away.
+    stop: Receiver<()>,
+    dir: PathBuf,
+    interval: Duration,
+    dedupe_window: Duration,
+    retention: RetentionBySpace,
+}
+
+impl Upkeep {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        commands: Sender<Command>,
+        stop: Receiver<()>,
+        config: &config::Log,
+    ) -> Self {
+        Self {
+            shared,
+            commands,
+            stop,
+            dir: config.dir.clone(),
+            interval: config.retention_interval,
+            dedupe_window: config.dedupe_window,
+            retention: config.retention.clone(),
+        }
+    }
+
+    pub(super) fn run(self) {
+        loop {
+            // A failure shows in the engine's health; the next round tries again.
+            if let Err(error) = self.round() {
+                tracing::debug!(%error, "the log's upkeep was cut short");
+            }
+            match self.stop.recv_timeout(self.interval) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    fn round(&self) -> Result<(), Error> {
+        for space in Space::ALL {
+            self.retain_space(space)?;
+        }
+        let before = Timestamp::now().before(self.dedupe_window);
+        while self.ask(|done| Command::ForgetKeys { before, done })? {}
+        let used = disk::used_bytes(&self.dir);
+        let log_bytes = &self.shared.meters.metrics.log_bytes;
+        log_bytes.set(i64::try_from(used).unwrap_or(i64::MAX));
+        Ok(())
+    }
+
+    fn retain_space(&self, space: Space) -> Result<(), Error> {
+        let mut after: Option<Topic> = None;
+        loop {
+            let store = self.shared.store()?;
+            let topics = store.topics(space, after.as_ref(), TOPICS_PAGE)?;
+            // Not held on to: the database may have to be opened anew.
+            drop(store);
+            let Some(last) = topics.last().cloned() else {
+                return Ok(());
+            };
+            for topic in topics {
+                self.retain(topic)?;
+            }
+            after = Some(last);
+        }
+    }
+
+    fn retain(&self, topic: Topic) -> Result<(), Error> {
+        let retention = self.retention.of(topic.space());
+        let oldest = Timestamp::now().before(retention.age);
+        let bytes = retention.bytes.as_u64();
+        let first = self.shared.store()?.retained_from(&topic, oldest, bytes)?;
+        match first {
+            Some(first) => self.trim(&topic, first),
+            None => Ok(()),
+        }
+    }
+
+    fn trim(&self, topic: &Topic, before: Sequence) -> Result<(), Error> {
+        while self.ask(|done| Command::Trim {
+            topic: topic.clone(),
+            before,
+            done,
+        })? {}
+        Ok(())
+    }
+
+    /// Sends a command and waits for its answer. [`Error::Closed`] once the engine goes away, so that closing does not wait
+    /// for a long trim.
+    fn ask(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<bool, Error>>) -> Command,
+    ) -> Result<bool, Error> {
+        if self.shared.is_closing() {
+            return Err(Error::Closed);
+        }
+        let (done, answer) = oneshot::channel();
+        self.commands
+            .send(command(done))
+            .map_err(|_| Error::Closed)?;
+        answer.blocking_recv().unwrap_or(Err(Error::Closed))
+    }
+}

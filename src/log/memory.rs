@@ -1,0 +1,376 @@
+//! The engine in memory, for tests: it keeps the whole contract but survives nothing.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::{
+    Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, Outcome, Page, Record,
+    Sequence, Space, Timestamp, Topic,
+    dedupe::{Fingerprint, Known},
+    meters::Meters,
+};
+use crate::{
+    config::{self, Retention, RetentionBySpace},
+    telemetry::Metrics,
+};
+
+/// How a [`Memory`] behaves.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// How long an idempotency key is remembered.
+    pub dedupe_window: Duration,
+    /// How long and how much of each topic is kept.
+    pub retention: RetentionBySpace,
+    /// Where it counts.
+    pub metrics: Metrics,
+}
+
+impl Options {
+    /// What `config` says.
+    #[must_use]
+    pub fn new(config: &config::Log, metrics: Metrics) -> Self {
+        Self {
+            dedupe_window: config.dedupe_window,
+            retention: config.retention.clone(),
+            metrics,
+        }
+    }
+}
+
+/// An engine that holds everything in memory. Appends are acknowledged at once; retention is applied on every use of a
+/// topic.
+pub struct Memory {
+    options: Options,
+    meters: Meters,
+    state: Mutex<State>,
+    /// Held while followers are called, so that they see one topic's calls in order. Taken before `state`.
+    turn: Mutex<()>,
+    followers: Arc<Mutex<Followers>>,
+    tokens: AtomicU64,
+    health: watch::Sender<Health>,
+}
+
+type Followers = HashMap<Topic, Vec<(u64, Weak<dyn Follower>)>>;
+type DedupeKey = (Topic, [u8; 16]);
+
+#[derive(Default)]
+struct State {
+    topics: BTreeMap<Topic, Log>,
+    keys: HashMap<DedupeKey, Known>,
+    expiry: VecDeque<(Timestamp, DedupeKey)>,
+    closed: bool,
+}
+
+struct Log {
+    first: Sequence,
+    next: Sequence,
+    last_time: Timestamp,
+    records: VecDeque<Arc<Record>>,
+    bytes: u64,
+}
+
+/// New records of one topic, to be shown to its followers.
+struct News {
+    from: Sequence,
+    next: Sequence,
+    records: Vec<Arc<Record>>,
+}
+
+impl Memory {
+    /// An empty engine.
+    #[must_use]
+    pub fn new(options: Options) -> Self {
+        let meters = Meters::new(options.metrics.clone());
+        meters.health(&Health::Ready);
+        Self {
+            meters,
+            options,
+            state: Mutex::default(),
+            turn: Mutex::default(),
+            followers: Arc::default(),
+            tokens: AtomicU64::new(0),
+            health: watch::Sender::new(Health::Ready),
+        }
+    }
+
+    fn open_state(&self) -> Result<MutexGuard<'_, State>, Error> {
+        let mut state = lock(&self.state);
+        if state.closed {
+            return Err(Error::Closed);
+        }
+        state.forget_keys(Timestamp::now().before(self.options.dedupe_window));
+        Ok(state)
+    }
+
+    /// Runs `use_log` on the topic's log after retention; on an empty one when nobody wrote to it.
+    fn with_log<T>(&self, topic: &Topic, use_log: impl FnOnce(&mut Log) -> T) -> Result<T, Error> {
+        let mut state = self.open_state()?;
+        let Some(log) = state.topics.get_mut(topic) else {
+            return Ok(use_log(&mut Log::new()));
+        };
+        let dropped = log.retain(self.options.retention.of(topic.space()));
+        self.meters.trimmed(topic.space(), dropped);
+        Ok(use_log(log))
+    }
+
+    fn store(&self, batch: Vec<NewRecord>) -> Result<(Vec<Outcome>, BTreeMap<Topic, News>), Error> {
+        let mut state = self.open_state()?;
+        let mut news = BTreeMap::new();
+        let outcomes = batch
+            .into_iter()
+            .map(|record| self.store_one(&mut state, record, &mut news))
+            .collect();
+        Ok((outcomes, news))
+    }
+
+    fn store_one(
+        &self,
+        state: &mut State,
+        record: NewRecord,
+        news: &mut BTreeMap<Topic, News>,
+    ) -> Outcome {
+        let fingerprint = Fingerprint::of(&record);
+        let topic = record.topic.clone();
+        if let Some(fingerprint) = &fingerprint
+            && let Some(known) = state.keys.get(&(topic.clone(), fingerprint.key))
+        {
+            self.meters.metrics.deduplicated.inc();
+            return known.repeated_by(fingerprint);
+        }
+        let bytes = record.size() as u64;
+        let log = state.topics.entry(topic.clone()).or_insert_with(Log::new);
+        let record = log.push(record);
+        self.meters.appended(topic.space(), 1, bytes);
+        if let Some(fingerprint) = fingerprint {
+            state.remember(&topic, &fingerprint, &record);
+        }
+        let (sequence, time) = (record.sequence, record.time);
+        let news = news.entry(topic).or_insert_with(|| News::at(sequence));
+        news.records.push(record);
+        news.next = sequence.next();
+        Outcome::Stored { sequence, time }
+    }
+
+    fn show(&self, topic: &Topic, news: &News) {
+        let followers = match lock(&self.followers).get_mut(topic) {
+            Some(followers) => {
+                followers.retain(|(_, follower)| follower.strong_count() > 0);
+                followers.clone()
+            }
+            None => return,
+        };
+        for follower in followers.iter().filter_map(|(_, weak)| weak.upgrade()) {
+            follower.records(news.from, news.next, &news.records);
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for Memory {
+    async fn enqueue(&self, batch: Vec<NewRecord>) -> Result<Ack, Error> {
+        let queued = Instant::now();
+        let (resolve, ack) = Ack::pending();
+        let turn = lock(&self.turn);
+        let (outcomes, news) = self.store(batch)?;
+        for (topic, news) in &news {
+            self.show(topic, news);
+        }
+        drop(turn);
+        let append_secs = &self.meters.metrics.append_secs;
+        append_secs.observe(queued.elapsed().as_secs_f64());
+        // A dropped ack means that nobody asks.
+        let _ = resolve.send(Ok(outcomes));
+        Ok(ack)
+    }
+
+    async fn read(&self, topic: &Topic, from: Sequence, limit: Limit) -> Result<Page, Error> {
+        self.with_log(topic, |log| log.read(from, limit))?
+    }
+
+    async fn seek(&self, topic: &Topic, time: Timestamp) -> Result<Sequence, Error> {
+        self.with_log(topic, |log| log.seek(time))
+    }
+
+    async fn bounds(&self, topic: &Topic) -> Result<Bounds, Error> {
+        self.with_log(topic, |log| Bounds {
+            first: log.first,
+            tail: log.next,
+        })
+    }
+
+    async fn follow(&self, topic: &Topic, follower: Weak<dyn Follower>) -> Result<Follow, Error> {
+        let _turn = lock(&self.turn);
+        let tail = self.with_log(topic, |log| log.next)?;
+        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
+        lock(&self.followers)
+            .entry(topic.clone())
+            .or_default()
+            .push((token, follower.clone()));
+        let (followers, topic) = (self.followers.clone(), topic.clone());
+        let follow = Follow::new(move || forget(&mut lock(&followers), &topic, token));
+        if let Some(follower) = follower.upgrade() {
+            follower.records(tail, tail, &[]);
+        }
+        Ok(follow)
+    }
+
+    async fn trim(&self, topic: &Topic, before: Sequence) -> Result<(), Error> {
+        let dropped = self.with_log(topic, |log| log.trim(before))?;
+        self.meters.trimmed(topic.space(), dropped);
+        Ok(())
+    }
+
+    async fn topics(
+        &self,
+        space: Space,
+        after: Option<&Topic>,
+        limit: usize,
+    ) -> Result<Vec<Topic>, Error> {
+        let state = self.open_state()?;
+        let topics = state.topics.keys();
+        Ok(topics
+            .filter(|topic| topic.space() == space && after.is_none_or(|after| *topic > after))
+            .take(limit)
+            .cloned()
+            .collect())
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    async fn close(&self) {
+        lock(&self.state).closed = true;
+        self.meters.health(&Health::Closed);
+        self.health.send_replace(Health::Closed);
+    }
+}
+
+impl State {
+    fn remember(&mut self, topic: &Topic, fingerprint: &Fingerprint, record: &Record) {
+        let key = (topic.clone(), fingerprint.key);
+        let known = Known {
+            sequence: record.sequence,
+            time: record.time,
+            content: fingerprint.content,
+        };
+        self.keys.insert(key.clone(), known);
+        self.expiry.push_back((record.time, key));
+    }
+
+    fn forget_keys(&mut self, before: Timestamp) {
+        while let Some((time, _)) = self.expiry.front()
+            && *time < before
+            && let Some((_, key)) = self.expiry.pop_front()
+        {
+            self.keys.remove(&key);
+        }
+    }
+}
+
+impl News {
+    const fn at(from: Sequence) -> Self {
+        Self {
+            from,
+            next: from,
+            records: Vec::new(),
+        }
+    }
+}
+
+impl Log {
+    const fn new() -> Self {
+        Self {
+            first: Sequence::FIRST,
+            next: Sequence::FIRST,
+            last_time: Timestamp(0),
+            records: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+
+    fn push(&mut self, record: NewRecord) -> Arc<Record> {
+        let time = Timestamp::now().max(self.last_time);
+        let record = Arc::new(record.into_record(self.next, time));
+        self.last_time = time;
+        self.next = self.next.next();
+        self.bytes += record.size() as u64;
+        self.records.push_back(record.clone());
+        record
+    }
+
+    /// Drops the records before `before`; how many there were.
+    fn trim(&mut self, before: Sequence) -> u64 {
+        let first = before.clamp(self.first, self.next);
+        let dropped = first.0 - self.first.0;
+        for record in self.records.drain(..position(dropped)) {
+            self.bytes -= record.size() as u64;
+        }
+        self.first = first;
+        dropped
+    }
+
+    fn retain(&mut self, retention: Retention) -> u64 {
+        let oldest = Timestamp::now().before(retention.age);
+        let mut bytes = self.bytes;
+        let mut first = self.first;
+        for record in &self.records {
+            if record.time >= oldest && bytes <= retention.bytes.as_u64() {
+                break;
+            }
+            bytes -= record.size() as u64;
+            first = record.sequence.next();
+        }
+        self.trim(first)
+    }
+
+    fn read(&self, from: Sequence, limit: Limit) -> Result<Page, Error> {
+        let start = super::start_of_read(from, self.first, self.next)?;
+        let mut bytes = 0;
+        let mut records = Vec::new();
+        for record in self.records.iter().skip(position(start.0 - self.first.0)) {
+            if !records.is_empty() && (records.len() >= limit.records || bytes >= limit.bytes) {
+                break;
+            }
+            bytes += record.payload.len();
+            records.push(record.clone());
+        }
+        Ok(Page {
+            next: records.last().map_or(start, |last| last.sequence.next()),
+            records,
+            tail: self.next,
+        })
+    }
+
+    fn seek(&self, time: Timestamp) -> Sequence {
+        let before = self.records.partition_point(|record| record.time < time);
+        Sequence(self.first.0 + before as u64)
+    }
+}
+
+fn forget(followers: &mut Followers, topic: &Topic, token: u64) {
+    if let Some(of_topic) = followers.get_mut(topic) {
+        of_topic.retain(|(other, _)| *other != token);
+        if of_topic.is_empty() {
+            followers.remove(topic);
+        }
+    }
+}
+
+/// A count of records held in memory as an index.
+fn position(count: u64) -> usize {
+    usize::try_from(count).unwrap_or(usize::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
