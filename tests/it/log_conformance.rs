@@ -1,0 +1,731 @@
+//! What every engine of the log promises: one suite, run on each.
+//!
+//! It assumes no more than the contract says: sequences grow but may have gaps and may start anywhere.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use bytesize::ByteSize;
+use futures::future::join_all;
+use weir::{
+    config::{EngineKind, Retention},
+    log::{
+        Bounds, Error, EventTime, Health, Limit, NewRecord, Outcome, Sequence, Space, Timestamp,
+        Topic, TraceContext,
+    },
+};
+
+use super::log_support::{
+    ALL, Feed, Rig, append, append_all, eventually, keyed, payloads, read_all, read_on, record,
+    room, stored,
+};
+
+macro_rules! suite {
+    ($($claim:ident),* $(,)?) => {
+        mod memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $claim() { super::$claim(super::EngineKind::Memory).await; })*
+        }
+        mod embedded {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $claim() { super::$claim(super::EngineKind::Embedded).await; })*
+        }
+    };
+}
+
+suite!(
+    records_come_back_as_they_were_appended,
+    extreme_records_come_back,
+    a_batch_over_several_topics_goes_to_each,
+    pipelined_batches_keep_their_order,
+    sequences_and_times_never_go_back,
+    an_acknowledged_record_is_readable_and_was_fed,
+    a_dropped_ack_still_appends,
+    an_empty_batch_is_acknowledged,
+    pages_respect_limits_and_join,
+    a_record_beyond_the_byte_limit_still_comes,
+    positions_outside_the_log_are_refused,
+    an_unknown_topic_is_empty,
+    seek_finds_the_first_record_at_or_after_a_time,
+    trim_drops_what_is_before,
+    trim_of_everything_keeps_sequences_used,
+    trim_of_many_records_is_complete,
+    a_repeated_key_is_a_duplicate,
+    a_reused_key_is_a_conflict,
+    a_key_repeats_within_one_batch,
+    concurrent_repeats_store_once,
+    keys_belong_to_topic_and_publisher,
+    a_key_is_forgotten_after_the_window,
+    a_feed_joins_history_without_gap_or_repeat,
+    a_feed_of_an_unknown_topic_starts_with_its_first_record,
+    every_follower_sees_every_record,
+    one_batch_is_fed_in_one_call,
+    dropping_a_follow_ends_the_feed,
+    a_gone_follower_does_no_harm,
+    topics_list_in_name_order_with_any_name,
+    retention_by_bytes_drops_the_oldest,
+    retention_by_age_drops_the_old,
+    retention_is_per_space,
+    metrics_count_what_happened,
+    close_refuses_appends_and_is_idempotent,
+);
+
+async fn records_come_back_as_they_were_appended(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("one");
+    let full = NewRecord {
+        topic: topic.clone(),
+        publisher: "Ωmega".into(),
+        id: "m-1".into(),
+        kind: 65_535,
+        event_time: Some(EventTime {
+            seconds: i64::MIN,
+            nanos: -5,
+        }),
+        key: Some("k".into()),
+        trace: Some(TraceContext {
+            trace_id: [1; 16],
+            span_id: [2; 8],
+            flags: 1,
+        }),
+        payload: Bytes::from_static(b"hello"),
+    };
+    let outcomes = append(&*rig.engine, vec![full.clone()]).await;
+    let [Outcome::Stored { sequence, time }] = outcomes[..] else {
+        panic!("not stored: {outcomes:?}");
+    };
+    let records = read_all(&*rig.engine, &topic).await;
+    assert_eq!(records.len(), 1);
+    assert_eq!(*records[0], full.into_record(sequence, time));
+    assert!(sequence >= Sequence::FIRST);
+}
+
+async fn extreme_records_come_back(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("extreme");
+    let large = Bytes::from(vec![7; 10 * 1024 * 1024]);
+    let mut empty = record(&topic, "");
+    empty.id = "".into();
+    empty.publisher = "".into();
+    append(&*rig.engine, vec![record(&topic, large.clone()), empty]).await;
+    let records = read_all(&*rig.engine, &topic).await;
+    assert!(records[0].payload == large);
+    assert_eq!((&*records[1].id, records[1].payload.len()), ("", 0));
+}
+
+async fn a_batch_over_several_topics_goes_to_each(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let (a, b) = (room("a"), room("b"));
+    let batch = vec![record(&a, "1"), record(&b, "2"), record(&a, "3")];
+    let outcomes = append(&*rig.engine, batch).await;
+    assert_eq!(payloads(&read_all(&*rig.engine, &a).await), ["1", "3"]);
+    assert_eq!(payloads(&read_all(&*rig.engine, &b).await), ["2"]);
+    let sequences = outcomes.into_iter().map(stored).collect::<Vec<_>>();
+    let of = |records: &[Arc<weir::log::Record>]| records[0].sequence;
+    assert_eq!(of(&read_all(&*rig.engine, &b).await), sequences[1]);
+}
+
+async fn pipelined_batches_keep_their_order(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("order");
+    let publish = |publisher: usize| {
+        let (engine, topic) = (rig.engine.clone(), topic.clone());
+        async move {
+            let mut acks = Vec::new();
+            for batch in 0..20 {
+                let texts = (0..5).map(|at| format!("{publisher}:{:03}", batch * 5 + at));
+                let batch = texts.map(|text| record(&topic, text)).collect();
+                acks.push(engine.enqueue(batch).await.unwrap());
+            }
+            let outcomes = join_all(acks).await;
+            outcomes
+                .into_iter()
+                .flat_map(Result::unwrap)
+                .map(stored)
+                .collect::<Vec<_>>()
+        }
+    };
+    let sequences = join_all((0..8).map(publish)).await;
+    assert!(sequences.iter().all(|own| own.is_sorted_by(|a, b| a < b)));
+    let records = read_all(&*rig.engine, &topic).await;
+    assert_eq!(records.len(), 8 * 100);
+    for (publisher, own) in sequences.iter().enumerate() {
+        let texts = payloads(&records);
+        let prefix = format!("{publisher}:");
+        let texts = texts.iter().filter(|text| text.starts_with(&prefix));
+        assert!(texts.is_sorted());
+        assert!(
+            own.iter()
+                .all(|sequence| records.iter().any(|r| r.sequence == *sequence))
+        );
+    }
+}
+
+async fn sequences_and_times_never_go_back(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("growing");
+    for _ in 0..20 {
+        append_all(&*rig.engine, &topic, &["a", "b"]).await;
+    }
+    let records = read_all(&*rig.engine, &topic).await;
+    assert!(records.is_sorted_by(|a, b| a.sequence < b.sequence && a.time <= b.time));
+    assert!(records[39].time.elapsed() < Duration::from_secs(60));
+}
+
+async fn an_acknowledged_record_is_readable_and_was_fed(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("visible");
+    let feed = Feed::new();
+    let _follow = rig.engine.follow(&topic, feed.weak()).await.unwrap();
+    for round in 1..=50 {
+        let sequence = append_all(&*rig.engine, &topic, &["x"]).await[0];
+        assert_eq!(
+            feed.seen(|seen| seen.records.len()),
+            round,
+            "fed before the ack"
+        );
+        let page = rig.engine.read(&topic, sequence, ALL).await.unwrap();
+        assert_eq!(page.records[0].sequence, sequence);
+        assert_eq!(rig.engine.bounds(&topic).await.unwrap().tail, page.next);
+    }
+}
+
+async fn a_dropped_ack_still_appends(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("dropped");
+    drop(rig.engine.enqueue(vec![record(&topic, "a")]).await.unwrap());
+    append_all(&*rig.engine, &topic, &["b"]).await;
+    assert_eq!(payloads(&read_all(&*rig.engine, &topic).await), ["a", "b"]);
+}
+
+async fn an_empty_batch_is_acknowledged(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    assert!(append(&*rig.engine, Vec::new()).await.is_empty());
+}
+
+async fn pages_respect_limits_and_join(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("pages");
+    let texts = (0..100).map(|at| format!("{at:010}")).collect::<Vec<_>>();
+    let batch = texts
+        .iter()
+        .map(|text| record(&topic, text.clone()))
+        .collect();
+    let first = stored(append(&*rig.engine, batch).await[0]);
+    let three = Limit {
+        records: 3,
+        bytes: usize::MAX,
+    };
+    let page = rig.engine.read(&topic, first, three).await.unwrap();
+    assert_eq!(payloads(&page.records), texts[..3]);
+    assert!(page.next < page.tail);
+    let bytes = Limit {
+        records: usize::MAX,
+        bytes: 25,
+    };
+    let page = rig.engine.read(&topic, first, bytes).await.unwrap();
+    assert_eq!(
+        payloads(&page.records),
+        texts[..3],
+        "the third passes 25 bytes"
+    );
+    assert_eq!(
+        payloads(&read_on(&*rig.engine, &topic, first, three).await),
+        texts
+    );
+    assert_eq!(
+        payloads(&read_on(&*rig.engine, &topic, Sequence(0), bytes).await),
+        texts
+    );
+}
+
+async fn a_record_beyond_the_byte_limit_still_comes(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("too large");
+    append_all(&*rig.engine, &topic, &["0123456789", "next"]).await;
+    let tight = Limit {
+        records: 0,
+        bytes: 0,
+    };
+    let page = rig
+        .engine
+        .read(&topic, Sequence::FIRST, tight)
+        .await
+        .unwrap();
+    assert_eq!(payloads(&page.records), ["0123456789"]);
+}
+
+async fn positions_outside_the_log_are_refused(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("bounds");
+    let sequences = append_all(&*rig.engine, &topic, &["a", "b", "c"]).await;
+    let Bounds { first, tail } = rig.engine.bounds(&topic).await.unwrap();
+    assert!(first <= sequences[0]);
+    assert!(tail > sequences[2]);
+    let page = rig.engine.read(&topic, tail, ALL).await.unwrap();
+    assert_eq!((page.records.len(), page.next, page.tail), (0, tail, tail));
+    let beyond = rig.engine.read(&topic, tail.next(), ALL).await;
+    assert_eq!(beyond.unwrap_err(), Error::BeyondTail { tail });
+}
+
+async fn an_unknown_topic_is_empty(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("nobody wrote here");
+    let Bounds { first, tail } = rig.engine.bounds(&topic).await.unwrap();
+    assert_eq!((first, tail), (Sequence::FIRST, Sequence::FIRST));
+    assert!(
+        read_on(&*rig.engine, &topic, Sequence(0), ALL)
+            .await
+            .is_empty()
+    );
+    let start = rig.engine.seek(&topic, Timestamp(0)).await.unwrap();
+    assert_eq!(start, Sequence::FIRST);
+    rig.engine.trim(&topic, Sequence(10)).await.unwrap();
+    let topics = rig.engine.topics(Space::Room, None, 10).await.unwrap();
+    assert!(topics.is_empty());
+}
+
+async fn seek_finds_the_first_record_at_or_after_a_time(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("times");
+    for _ in 0..30 {
+        append_all(&*rig.engine, &topic, &["x"]).await;
+    }
+    let records = read_all(&*rig.engine, &topic).await;
+    let Bounds { first, tail } = rig.engine.bounds(&topic).await.unwrap();
+    let seek = |time| rig.engine.seek(&topic, time);
+    for wanted in &records {
+        let at_or_after = records.iter().find(|record| record.time >= wanted.time);
+        let found = seek(wanted.time).await.unwrap();
+        let page = rig.engine.read(&topic, found, ALL).await.unwrap();
+        assert_eq!(page.records[0].sequence, at_or_after.unwrap().sequence);
+    }
+    let after = seek(Timestamp(records[29].time.0 + 1)).await.unwrap();
+    assert_eq!(after, tail);
+    assert!(seek(Timestamp(0)).await.unwrap() >= first);
+    let between = seek(Timestamp(records[9].time.0 + 1)).await.unwrap();
+    assert!(between > records[9].sequence);
+}
+
+async fn trim_drops_what_is_before(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("trimmed");
+    let sequences = append_all(&*rig.engine, &topic, &["a", "b", "c"]).await;
+    rig.engine.trim(&topic, sequences[1]).await.unwrap();
+    let Bounds { first, .. } = rig.engine.bounds(&topic).await.unwrap();
+    assert!(sequences[0] < first && first <= sequences[1]);
+    for from in [Sequence(0), sequences[0]] {
+        let trimmed = rig.engine.read(&topic, from, ALL).await;
+        assert_eq!(trimmed.unwrap_err(), Error::Trimmed { first });
+    }
+    assert_eq!(payloads(&read_all(&*rig.engine, &topic).await), ["b", "c"]);
+    rig.engine.trim(&topic, sequences[0]).await.unwrap();
+    assert_eq!(
+        rig.engine.bounds(&topic).await.unwrap().first,
+        first,
+        "never back"
+    );
+    let start = rig.engine.seek(&topic, Timestamp(0)).await.unwrap();
+    assert!(first <= start && start <= sequences[1]);
+}
+
+async fn trim_of_everything_keeps_sequences_used(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("emptied");
+    let sequences = append_all(&*rig.engine, &topic, &["a", "b"]).await;
+    rig.engine.trim(&topic, Sequence(u64::MAX)).await.unwrap();
+    let Bounds { first, tail } = rig.engine.bounds(&topic).await.unwrap();
+    assert_eq!(first, tail);
+    assert!(tail > sequences[1]);
+    assert!(read_on(&*rig.engine, &topic, tail, ALL).await.is_empty());
+    assert!(append_all(&*rig.engine, &topic, &["c"]).await[0] > sequences[1]);
+    assert_eq!(payloads(&read_all(&*rig.engine, &topic).await), ["c"]);
+}
+
+async fn trim_of_many_records_is_complete(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let (topic, other) = (room("many"), room("many more"));
+    let sequences = append_all(&*rig.engine, &topic, &["x"; 3000]).await;
+    append_all(&*rig.engine, &other, &["y"; 10]).await;
+    rig.engine.trim(&topic, sequences[2990]).await.unwrap();
+    assert_eq!(read_all(&*rig.engine, &topic).await.len(), 10);
+    assert_eq!(read_all(&*rig.engine, &other).await.len(), 10);
+}
+
+async fn a_repeated_key_is_a_duplicate(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("keys");
+    let first = append(&*rig.engine, vec![keyed(&topic, "k", "a")]).await;
+    let Outcome::Stored { sequence, time } = first[0] else {
+        panic!("not stored: {first:?}");
+    };
+    let batch = vec![
+        record(&topic, "x"),
+        keyed(&topic, "k", "a"),
+        record(&topic, "y"),
+    ];
+    let outcomes = append(&*rig.engine, batch).await;
+    assert_eq!(outcomes[1], Outcome::Duplicate { sequence, time });
+    assert_eq!(
+        payloads(&read_all(&*rig.engine, &topic).await),
+        ["a", "x", "y"]
+    );
+}
+
+async fn a_reused_key_is_a_conflict(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("keys");
+    let sequence = stored(append(&*rig.engine, vec![keyed(&topic, "k", "a")]).await[0]);
+    let mut other_kind = keyed(&topic, "k", "a");
+    other_kind.kind += 1;
+    let outcomes = append(&*rig.engine, vec![keyed(&topic, "k", "b"), other_kind]).await;
+    assert_eq!(outcomes, [Outcome::Conflict { sequence }; 2]);
+    assert_eq!(payloads(&read_all(&*rig.engine, &topic).await), ["a"]);
+}
+
+async fn a_key_repeats_within_one_batch(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("keys");
+    let batch = vec![
+        keyed(&topic, "k", "a"),
+        keyed(&topic, "k", "a"),
+        keyed(&topic, "k", "b"),
+    ];
+    let outcomes = append(&*rig.engine, batch).await;
+    let Outcome::Stored { sequence, time } = outcomes[0] else {
+        panic!("not stored: {outcomes:?}");
+    };
+    let repeats = [
+        Outcome::Duplicate { sequence, time },
+        Outcome::Conflict { sequence },
+    ];
+    assert_eq!(outcomes[1..], repeats);
+    assert_eq!(payloads(&read_all(&*rig.engine, &topic).await), ["a"]);
+}
+
+async fn concurrent_repeats_store_once(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("keys");
+    let repeats = (0..40).map(|_| append(&*rig.engine, vec![keyed(&topic, "k", "a")]));
+    let outcomes = join_all(repeats).await.concat();
+    let is_stored = |outcome: &&Outcome| matches!(outcome, Outcome::Stored { .. });
+    assert_eq!(outcomes.iter().filter(is_stored).count(), 1);
+    assert_eq!(read_all(&*rig.engine, &topic).await.len(), 1);
+}
+
+async fn keys_belong_to_topic_and_publisher(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let (topic, other) = (room("keys"), room("other keys"));
+    let mut by_other = keyed(&topic, "k", "a");
+    by_other.publisher = "bob".into();
+    // Publisher and key together spell the same as above.
+    let mut shifted = keyed(&topic, "ak", "a");
+    shifted.publisher = "ad".into();
+    let batch = vec![
+        keyed(&topic, "k", "a"),
+        keyed(&other, "k", "a"),
+        by_other,
+        shifted,
+    ];
+    let outcomes = append(&*rig.engine, batch).await;
+    assert!(
+        outcomes
+            .iter()
+            .all(|outcome| matches!(outcome, Outcome::Stored { .. }))
+    );
+}
+
+async fn a_key_is_forgotten_after_the_window(kind: EngineKind) {
+    let rig = Rig::with(kind, |log| log.dedupe_window = Duration::from_millis(50));
+    let topic = room("keys");
+    let first = stored(append(&*rig.engine, vec![keyed(&topic, "k", "a")]).await[0]);
+    eventually("the key is free again", async || {
+        match append(&*rig.engine, vec![keyed(&topic, "k", "b")]).await[0] {
+            Outcome::Stored { sequence, .. } => sequence > first,
+            Outcome::Conflict { sequence } => sequence != first,
+            Outcome::Duplicate { .. } => false,
+        }
+    })
+    .await;
+    assert_eq!(payloads(&read_all(&*rig.engine, &topic).await), ["a", "b"]);
+}
+
+async fn a_feed_joins_history_without_gap_or_repeat(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("seam");
+    let writing = {
+        let (engine, topic) = (rig.engine.clone(), topic.clone());
+        tokio::spawn(async move {
+            for _ in 0..300 {
+                append_all(&*engine, &topic, &["x", "y"]).await;
+            }
+        })
+    };
+    let mut feeds = Vec::new();
+    for _ in 0..10 {
+        let feed = Feed::new();
+        let follow = rig.engine.follow(&topic, feed.weak()).await.unwrap();
+        let start = feed.start().await;
+        feeds.push((feed, start, follow));
+        append_all(&*rig.engine, &topic, &["z"]).await;
+    }
+    writing.await.unwrap();
+    let all = read_all(&*rig.engine, &topic).await;
+    let sequences = all.iter().map(|record| record.sequence).collect::<Vec<_>>();
+    let last = sequences[sequences.len() - 1];
+    for (feed, start, _follow) in feeds {
+        feed.until(|seen| seen.next > last).await;
+        let history = all.iter().filter(|record| record.sequence < start).cloned();
+        let joined = history.chain(feed.seen(|seen| seen.records.clone()));
+        assert!(
+            joined
+                .map(|record| record.sequence)
+                .eq(sequences.iter().copied())
+        );
+    }
+}
+
+async fn a_feed_of_an_unknown_topic_starts_with_its_first_record(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("not yet");
+    let feed = Feed::new();
+    let _follow = rig.engine.follow(&topic, feed.weak()).await.unwrap();
+    let start = feed.start().await;
+    let sequence = append_all(&*rig.engine, &topic, &["x"]).await[0];
+    assert!(start <= sequence);
+    feed.until(|seen| seen.records.len() == 1).await;
+}
+
+async fn every_follower_sees_every_record(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("shared");
+    let (one, two) = (Feed::new(), Feed::new());
+    let _follow_one = rig.engine.follow(&topic, one.weak()).await.unwrap();
+    let _follow_two = rig.engine.follow(&topic, two.weak()).await.unwrap();
+    one.start().await;
+    two.start().await;
+    append_all(&*rig.engine, &topic, &["x"]).await;
+    append_all(&*rig.engine, &room("another"), &["y"]).await;
+    for feed in [one, two] {
+        feed.until(|seen| !seen.records.is_empty()).await;
+        assert_eq!(feed.seen(|seen| payloads(&seen.records)), ["x"]);
+    }
+}
+
+async fn one_batch_is_fed_in_one_call(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("burst");
+    let feed = Feed::new();
+    let _follow = rig.engine.follow(&topic, feed.weak()).await.unwrap();
+    feed.start().await;
+    append_all(&*rig.engine, &topic, &["x"; 100]).await;
+    assert_eq!(
+        feed.seen(|seen| (seen.calls_with_records, seen.records.len())),
+        (1, 100)
+    );
+}
+
+async fn dropping_a_follow_ends_the_feed(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("left");
+    let (gone, stays) = (Feed::new(), Feed::new());
+    let follow = rig.engine.follow(&topic, gone.weak()).await.unwrap();
+    let _follow = rig.engine.follow(&topic, stays.weak()).await.unwrap();
+    gone.start().await;
+    drop(follow);
+    append_all(&*rig.engine, &topic, &["x"]).await;
+    stays.until(|seen| seen.records.len() == 1).await;
+    assert_eq!(gone.seen(|seen| seen.records.len()), 0);
+}
+
+async fn a_gone_follower_does_no_harm(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("gone");
+    let feed = Feed::new();
+    let _follow = rig.engine.follow(&topic, feed.weak()).await.unwrap();
+    feed.start().await;
+    drop(feed);
+    append_all(&*rig.engine, &topic, &["x"]).await;
+    assert_eq!(read_all(&*rig.engine, &topic).await.len(), 1);
+}
+
+async fn topics_list_in_name_order_with_any_name(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let long = "é".repeat(128);
+    let names = [
+        "a/b",
+        "a",
+        "a\0b",
+        "\0",
+        "*",
+        ">",
+        ".",
+        "..",
+        "a.b",
+        "a b",
+        "%2F",
+        "עברית",
+        "🦀",
+        "\u{202e}rtl",
+        "\u{ffff}",
+        "\u{10ffff}",
+        &long,
+        "A",
+        " padded ",
+    ];
+    let topics = names.map(room);
+    append(
+        &*rig.engine,
+        topics
+            .iter()
+            .map(|topic| record(topic, topic.name().to_owned()))
+            .collect(),
+    )
+    .await;
+    let canary = Topic::new(Space::Canary, "a").unwrap();
+    append_all(&*rig.engine, &canary, &["c"]).await;
+    let expected = topics
+        .iter()
+        .cloned()
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .collect::<Vec<_>>();
+    let all = rig.engine.topics(Space::Room, None, 100).await.unwrap();
+    assert_eq!(all, expected);
+    let mut paged = Vec::<Topic>::new();
+    loop {
+        let page = rig
+            .engine
+            .topics(Space::Room, paged.last(), 4)
+            .await
+            .unwrap();
+        assert!(page.len() <= 4);
+        if page.is_empty() {
+            break;
+        }
+        paged.extend(page);
+    }
+    assert_eq!(paged, expected);
+    assert_eq!(
+        rig.engine.topics(Space::Canary, None, 9).await.unwrap(),
+        [canary]
+    );
+    for topic in &topics {
+        assert_eq!(
+            payloads(&read_all(&*rig.engine, topic).await),
+            [topic.name()]
+        );
+    }
+}
+
+fn retention(bytes: ByteSize, age: Duration) -> impl FnOnce(&mut weir::config::Log) {
+    move |log| {
+        log.retention_interval = Duration::from_millis(10);
+        log.retention.room = Retention { age, bytes };
+    }
+}
+
+async fn retention_by_bytes_drops_the_oldest(kind: EngineKind) {
+    let rig = Rig::with(
+        kind,
+        retention(ByteSize::kib(50), Duration::from_secs(3600)),
+    );
+    let topic = room("large");
+    let batch = (0..100).map(|_| record(&topic, vec![1; 1024])).collect();
+    let last = append(&*rig.engine, batch)
+        .await
+        .into_iter()
+        .map(stored)
+        .max()
+        .unwrap();
+    eventually("the topic shrinks to its bound", async || {
+        let first = rig.engine.bounds(&topic).await.unwrap().first;
+        let kept = match rig.engine.read(&topic, first, ALL).await {
+            Ok(page) => page.records,
+            Err(Error::Trimmed { .. }) => return false,
+            Err(error) => panic!("{error}"),
+        };
+        assert!(
+            kept.len() >= 30,
+            "no more than needed is dropped: {} left",
+            kept.len()
+        );
+        assert_eq!(kept[kept.len() - 1].sequence, last, "the newest stays");
+        kept.len() <= 50
+    })
+    .await;
+}
+
+async fn retention_by_age_drops_the_old(kind: EngineKind) {
+    let rig = Rig::with(
+        kind,
+        retention(ByteSize::gib(1), Duration::from_millis(100)),
+    );
+    let topic = room("old");
+    let last = append_all(&*rig.engine, &topic, &["a", "b"]).await[1];
+    eventually("old records go", async || {
+        rig.engine.bounds(&topic).await.unwrap().first > last
+    })
+    .await;
+    assert!(append_all(&*rig.engine, &topic, &["c"]).await[0] > last);
+}
+
+async fn retention_is_per_space(kind: EngineKind) {
+    let rig = Rig::with(kind, |log| {
+        retention(ByteSize::gib(1), Duration::from_secs(3600))(log);
+        log.retention.canary.age = Duration::ZERO;
+    });
+    let canary = Topic::new(Space::Canary, "probe").unwrap();
+    let kept = room("kept");
+    append(&*rig.engine, vec![record(&canary, "a"), record(&kept, "b")]).await;
+    eventually("the canary's record goes", async || {
+        let Bounds { first, tail } = rig.engine.bounds(&canary).await.unwrap();
+        first == tail
+    })
+    .await;
+    assert_eq!(read_all(&*rig.engine, &kept).await.len(), 1);
+}
+
+async fn metrics_count_what_happened(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("counted");
+    let sequences = append_all(&*rig.engine, &topic, &["a", "b"]).await;
+    append(
+        &*rig.engine,
+        vec![keyed(&topic, "k", "c"), keyed(&topic, "k", "c")],
+    )
+    .await;
+    rig.engine.trim(&topic, sequences[1]).await.unwrap();
+    let metrics = &rig.metrics;
+    assert_eq!(metrics.appended.with_label_values(&["room"]).get(), 3);
+    assert!(metrics.appended_bytes.with_label_values(&["room"]).get() > 3);
+    assert_eq!(metrics.deduplicated.get(), 1);
+    assert_eq!(metrics.trimmed.with_label_values(&["room"]).get(), 1);
+    assert_eq!(metrics.append_secs.get_sample_count(), 2);
+    assert_eq!(metrics.log_health.with_label_values(&["ready"]).get(), 1);
+    rig.engine.close().await;
+    assert_eq!(metrics.log_health.with_label_values(&["ready"]).get(), 0);
+    assert_eq!(metrics.log_health.with_label_values(&["closed"]).get(), 1);
+}
+
+async fn close_refuses_appends_and_is_idempotent(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("closing");
+    let health = rig.engine.health();
+    assert_eq!(*health.borrow(), Health::Ready);
+    let mut acks = Vec::new();
+    for _ in 0..20 {
+        acks.push(rig.engine.enqueue(vec![record(&topic, "x")]).await.unwrap());
+    }
+    tokio::join!(rig.engine.close(), rig.engine.close());
+    assert_eq!(*health.borrow(), Health::Closed);
+    for ack in acks {
+        assert!(ack.await.is_ok(), "what was queued is finished");
+    }
+    let refused = rig.engine.enqueue(vec![record(&topic, "y")]).await;
+    assert_eq!(refused.unwrap_err(), Error::Closed);
+    let refused = rig.engine.read(&topic, Sequence::FIRST, ALL).await;
+    assert_eq!(refused.unwrap_err(), Error::Closed);
+    assert!(rig.engine.follow(&topic, Feed::new().weak()).await.is_err());
+    rig.engine.close().await;
+}
