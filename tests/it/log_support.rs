@@ -1,7 +1,11 @@
 //! What tests of the log share.
 
 use std::{
+    fs,
     future::Future,
+    io::{self, Read},
+    os::unix::fs::MetadataExt,
+    path::Path,
     sync::{Arc, Mutex, Weak},
     time::Duration,
 };
@@ -53,7 +57,7 @@ impl Rig {
 }
 
 /// Settings for a log in `dir` that needs little room.
-pub(crate) fn settings(dir: &std::path::Path) -> config::Log {
+pub(crate) fn settings(dir: &Path) -> config::Log {
     config::Log {
         dir: dir.join("log"),
         min_free: bytesize::ByteSize::b(0),
@@ -166,6 +170,29 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: 
         tokio::time::timeout(DEADLINE, tries).await.is_ok(),
         "never happened: {what}"
     );
+}
+
+/// Copies a directory as a crash would leave it.
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            copy_file(&entry.path(), &target);
+        }
+    }
+}
+
+/// Copies a file; what was only set aside at its end stays a hole.
+fn copy_file(from: &Path, to: &Path) {
+    let mut from = fs::File::open(from).unwrap();
+    let meta = from.metadata().unwrap();
+    let mut to = fs::File::create(to).unwrap();
+    io::copy(&mut (&mut from).take(meta.blocks() * 512), &mut to).unwrap();
+    to.set_len(meta.len()).unwrap();
 }
 
 /// A follower that keeps what it is called with and checks the contract of the calls.

@@ -1,0 +1,503 @@
+//! What the embedded engine promises beyond the contract: restarts, crashes, faults, full disks.
+
+use std::{fs, io, sync::Arc, time::Duration};
+
+use bytesize::ByteSize;
+use futures::future::join_all;
+use tempfile::TempDir;
+use weir::{
+    config,
+    log::{
+        Engine, Error, Health, OpenError, Outcome, Sequence, Timestamp, Topic,
+        embedded::{Embedded, Faults},
+    },
+    telemetry::Metrics,
+};
+
+use super::log_support::{
+    ALL, Feed, append, append_all, copy_dir, eventually, keyed, payloads, read_all, record, room,
+    settings, stored,
+};
+
+fn open(config: &config::Log) -> Embedded {
+    Embedded::open(config, Metrics::new()).unwrap()
+}
+
+fn faulty(config: &config::Log) -> (Embedded, Faults, Metrics) {
+    let (faults, metrics) = (Faults::default(), Metrics::new());
+    let engine = Embedded::open_with(config, metrics.clone(), faults.clone()).unwrap();
+    (engine, faults, metrics)
+}
+
+async fn health_is(engine: &Embedded, wanted: impl Fn(&Health) -> bool) {
+    let mut health = engine.health();
+    let reached = tokio::time::timeout(Duration::from_secs(20), health.wait_for(wanted)).await;
+    assert!(
+        reached.is_ok(),
+        "health stays {:?}",
+        engine.health().borrow()
+    );
+}
+
+/// The database's only journal.
+fn journal(config: &config::Log) -> std::path::PathBuf {
+    let files = fs::read_dir(config.dir.join("db")).unwrap();
+    let mut journals = files
+        .map(|file| file.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "jnl"));
+    let only = journals.next().unwrap();
+    assert!(journals.next().is_none());
+    only
+}
+
+#[tokio::test]
+async fn reopening_keeps_records_keys_and_positions() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let (topic, other) = (room("kept"), room("other"));
+    let engine = open(&config);
+    let first = append(&engine, vec![keyed(&topic, "k", "a")]).await;
+    append_all(&engine, &other, &["x", "y"]).await;
+    let before = read_all(&engine, &topic).await;
+    engine.close().await;
+
+    let engine = open(&config);
+    assert_eq!(read_all(&engine, &topic).await, before);
+    let Outcome::Stored { sequence, time } = first[0] else {
+        panic!("not stored: {first:?}");
+    };
+    let repeats = vec![
+        keyed(&topic, "k", "a"),
+        keyed(&topic, "k", "b"),
+        record(&topic, "c"),
+    ];
+    let outcomes = append(&engine, repeats).await;
+    assert_eq!(outcomes[0], Outcome::Duplicate { sequence, time });
+    assert_eq!(outcomes[1], Outcome::Conflict { sequence });
+    assert_eq!(stored(outcomes[2]), sequence.next());
+    append_all(&engine, &room("new"), &["z"]).await;
+    assert_eq!(payloads(&read_all(&engine, &other).await), ["x", "y"]);
+    assert_eq!(payloads(&read_all(&engine, &room("new")).await), ["z"]);
+}
+
+#[tokio::test]
+async fn sequences_are_not_reused_after_a_full_trim_and_a_restart() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let topic = room("emptied");
+    let engine = open(&config);
+    let last = append_all(&engine, &topic, &["a", "b", "c"]).await[2];
+    engine.trim(&topic, Sequence(u64::MAX)).await.unwrap();
+    engine.close().await;
+    let engine = open(&config);
+    let bounds = engine.bounds(&topic).await.unwrap();
+    assert_eq!((bounds.first, bounds.tail), (last.next(), last.next()));
+    assert_eq!(append_all(&engine, &topic, &["d"]).await, [last.next()]);
+}
+
+#[tokio::test]
+async fn expired_keys_are_swept_and_do_not_come_back() {
+    let dir = TempDir::new().unwrap();
+    let mut config = settings(dir.path());
+    config.dedupe_window = Duration::from_millis(1);
+    config.retention_interval = Duration::from_millis(2);
+    let topic = room("swept");
+    let engine = open(&config);
+    // The same keys again and again: an expiry of an old use must not take a newer use away.
+    eventually("keys were used twice", async || {
+        let batch = (0..50)
+            .map(|at| keyed(&topic, &at.to_string(), "x"))
+            .collect();
+        append(&engine, batch).await;
+        read_all(&engine, &topic).await.len() >= 100
+    })
+    .await;
+    engine.close().await;
+    config.dedupe_window = Duration::from_secs(600);
+    let engine = open(&config);
+    let batch = vec![keyed(&topic, "again", "x"), keyed(&topic, "again", "x")];
+    let outcomes = append(&engine, batch).await;
+    assert!(matches!(outcomes[1], Outcome::Duplicate { .. }));
+}
+
+#[tokio::test]
+async fn a_directory_in_use_is_refused_and_free_after_close() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let engine = open(&config);
+    let second = Embedded::open(&config, Metrics::new()).err().unwrap();
+    assert!(matches!(&second, OpenError::InUse { path } if *path == config.dir));
+    assert!(
+        second.to_string().contains("in use by another process"),
+        "{second}"
+    );
+    append_all(&engine, &room("fine"), &["still works"]).await;
+    engine.close().await;
+    let engine = open(&config);
+    assert_eq!(read_all(&engine, &room("fine")).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_directory_that_cannot_be_made_is_named() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("file"), "").unwrap();
+    let config = settings(&dir.path().join("file"));
+    let error = Embedded::open(&config, Metrics::new()).err().unwrap();
+    assert!(matches!(error, OpenError::Directory { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains(&config.dir.display().to_string()), "{text}");
+    assert_eq!(text.lines().count(), 1);
+}
+
+#[tokio::test]
+async fn a_newer_format_is_refused_and_left_alone() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let engine = open(&config);
+    append_all(&engine, &room("kept"), &["a"]).await;
+    engine.close().await;
+    let set_format = |format: u32| {
+        let db = fjall::Database::builder(config.dir.join("db"))
+            .open()
+            .unwrap();
+        let meta = db
+            .keyspace("meta", fjall::KeyspaceCreateOptions::default)
+            .unwrap();
+        meta.insert("format", format.to_be_bytes()).unwrap();
+        db.persist(fjall::PersistMode::SyncAll).unwrap();
+    };
+    set_format(2);
+    let error = Embedded::open(&config, Metrics::new()).err().unwrap();
+    assert!(
+        matches!(&error, OpenError::Format { found, .. } if found == "2"),
+        "{error}"
+    );
+    set_format(1);
+    assert_eq!(read_all(&open(&config), &room("kept")).await.len(), 1);
+}
+
+#[tokio::test]
+async fn an_interrupted_creation_is_started_over() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    fs::create_dir_all(config.dir.join("db.new")).unwrap();
+    fs::write(config.dir.join("db.new/0.jnl"), "half").unwrap();
+    append_all(&open(&config), &room("fine"), &["a"]).await;
+    assert!(!config.dir.join("db.new").exists());
+}
+
+#[tokio::test]
+async fn a_failed_flush_poisons_until_a_restart() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let topic = room("poisoned");
+    let (engine, faults, metrics) = faulty(&config);
+    let feed = Feed::new();
+    let _follow = engine.follow(&topic, feed.weak()).await.unwrap();
+    append_all(&engine, &topic, &["good"]).await;
+    faults.fail_commit_after(0, io::ErrorKind::Other);
+    let lost = engine
+        .enqueue(vec![record(&topic, "bad")])
+        .await
+        .unwrap()
+        .await;
+    assert!(matches!(lost, Err(Error::Failed(_))), "{lost:?}");
+    health_is(&engine, |health| matches!(health, Health::Failed(_))).await;
+    let refused = engine.enqueue(vec![record(&topic, "late")]).await;
+    assert!(matches!(refused, Err(Error::Failed(_))), "{refused:?}");
+    assert!(engine.trim(&topic, Sequence(2)).await.is_err());
+    assert_eq!(metrics.log_health.with_label_values(&["failed"]).get(), 1);
+    assert_eq!(
+        payloads(&read_all(&engine, &topic).await),
+        ["good"],
+        "reads go on"
+    );
+    assert_eq!(feed.seen(|seen| payloads(&seen.records)), ["good"]);
+    engine.close().await;
+    let engine = open(&config);
+    append_all(&engine, &topic, &["after"]).await;
+    assert_eq!(
+        payloads(&read_all(&engine, &topic).await),
+        ["good", "after"]
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_of_a_failed_commit_and_behind_it_fails() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let topic = room("piled up");
+    let (engine, faults, _) = faulty(&config);
+    faults.hold();
+    faults.fail_commit_after(1, io::ErrorKind::Other);
+    let first = engine.enqueue(vec![record(&topic, "a")]).await.unwrap();
+    tokio::task::block_in_place(|| faults.wait_until_held());
+    let mut behind = Vec::new();
+    for _ in 0..10 {
+        behind.push(engine.enqueue(vec![record(&topic, "b")]).await.unwrap());
+    }
+    faults.release();
+    assert!(first.await.is_ok());
+    for outcome in join_all(behind).await {
+        assert!(matches!(outcome, Err(Error::Failed(_))), "{outcome:?}");
+    }
+    assert_eq!(payloads(&read_all(&engine, &topic).await), ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_shares_one_commit() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let topic = room("grouped");
+    let (engine, faults, metrics) = faulty(&config);
+    let feed = Feed::new();
+    let _follow = engine.follow(&topic, feed.weak()).await.unwrap();
+    faults.hold();
+    let first = engine.enqueue(vec![record(&topic, "a")]).await.unwrap();
+    tokio::task::block_in_place(|| faults.wait_until_held());
+    let mut behind = Vec::new();
+    for _ in 0..10 {
+        let repeat = vec![keyed(&topic, "k", "b"), record(&topic, "c")];
+        behind.push(engine.enqueue(repeat).await.unwrap());
+    }
+    assert_eq!(
+        feed.seen(|seen| seen.records.len()),
+        0,
+        "nothing is fed before it is durable"
+    );
+    faults.release();
+    first.await.unwrap();
+    let outcomes = join_all(behind).await.into_iter().flat_map(Result::unwrap);
+    let repeats = outcomes.filter(|outcome| matches!(outcome, Outcome::Duplicate { .. }));
+    assert_eq!(repeats.count(), 9, "keys count within one commit");
+    assert_eq!(metrics.commit_records.get_sample_count(), 2);
+    assert_eq!(
+        feed.seen(|seen| (seen.calls_with_records, seen.records.len())),
+        (2, 12)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_queue_is_bounded_in_bytes() {
+    let dir = TempDir::new().unwrap();
+    let mut config = settings(dir.path());
+    config.queue = ByteSize::kib(4);
+    let topic = room("queued");
+    let (engine, faults, _) = faulty(&config);
+    let engine = Arc::new(engine);
+    faults.hold();
+    let larger_than_the_queue = vec![record(&topic, vec![1; 64 * 1024])];
+    let first = engine.enqueue(larger_than_the_queue).await.unwrap();
+    tokio::task::block_in_place(|| faults.wait_until_held());
+    let waits = engine.enqueue(vec![record(&topic, "b")]);
+    let mut waits = Box::pin(waits);
+    assert!(futures::poll!(&mut waits).is_pending(), "the queue is full");
+    faults.release();
+    assert!(first.await.is_ok());
+    assert!(waits.await.unwrap().await.is_ok());
+}
+
+#[tokio::test]
+async fn a_full_disk_refuses_and_recovers() {
+    let dir = TempDir::new().unwrap();
+    let mut config = settings(dir.path());
+    config.min_free = ByteSize::mib(64);
+    let topic = room("full");
+    let (engine, faults, metrics) = faulty(&config);
+    append_all(&engine, &topic, &["a", "b"]).await;
+    faults.set_free_bytes(Some(ByteSize::mib(63).as_u64()));
+    eventually("the disk is full", async || {
+        match engine.enqueue(vec![record(&topic, "x")]).await {
+            Ok(ack) => ack.await == Err(Error::Full),
+            Err(error) => error == Error::Full,
+        }
+    })
+    .await;
+    assert_eq!(*engine.health().borrow(), Health::Full);
+    assert_eq!(metrics.log_health.with_label_values(&["full"]).get(), 1);
+    assert!(!read_all(&engine, &topic).await.is_empty(), "reads go on");
+    engine.trim(&topic, Sequence(2)).await.unwrap();
+    assert_eq!(
+        engine.bounds(&topic).await.unwrap().first,
+        Sequence(2),
+        "trimming goes on"
+    );
+    faults.set_free_bytes(Some(ByteSize::mib(65).as_u64()));
+    assert_eq!(
+        *engine.health().borrow(),
+        Health::Full,
+        "not before there is some to spare"
+    );
+    faults.set_free_bytes(None);
+    health_is(&engine, |health| *health == Health::Ready).await;
+    append_all(&engine, &topic, &["after"]).await;
+    assert_eq!(
+        payloads(&read_all(&engine, &topic).await).last().unwrap(),
+        "after"
+    );
+}
+
+#[tokio::test]
+async fn a_write_that_finds_the_disk_full_is_recovered_from() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let topic = room("ran full");
+    let (engine, faults, _) = faulty(&config);
+    let feed = Feed::new();
+    let _follow = engine.follow(&topic, feed.weak()).await.unwrap();
+    append_all(&engine, &topic, &["a"]).await;
+    faults.set_free_bytes(Some(ByteSize::mib(2).as_u64()));
+    faults.fail_commit_after(0, io::ErrorKind::StorageFull);
+    let unknown = engine
+        .enqueue(vec![record(&topic, "lost")])
+        .await
+        .unwrap()
+        .await;
+    assert!(matches!(unknown, Err(Error::Unavailable(_))), "{unknown:?}");
+    health_is(&engine, |health| *health == Health::Ready).await;
+    append_all(&engine, &topic, &["b"]).await;
+    assert_eq!(payloads(&read_all(&engine, &topic).await), ["a", "b"]);
+    assert_eq!(feed.seen(|seen| payloads(&seen.records)), ["a", "b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_at_any_moment_loses_nothing_acknowledged() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let topic = room("crashing");
+    let engine = Arc::new(open(&config));
+    let writers = (0..4).map(|writer| {
+        let (engine, topic) = (engine.clone(), topic.clone());
+        tokio::spawn(async move {
+            for at in 0..150 {
+                let text = format!("{writer}:{at}");
+                append(
+                    &*engine,
+                    vec![record(&topic, text.clone()), record(&topic, text)],
+                )
+                .await;
+            }
+        })
+    });
+    let writers = writers.collect::<Vec<_>>();
+    for round in 0..5 {
+        let acknowledged = engine.bounds(&topic).await.unwrap().tail;
+        let crashed = settings(&dir.path().join(format!("crash-{round}")));
+        tokio::task::block_in_place(|| copy_dir(&config.dir, &crashed.dir));
+        let survivor = open(&crashed);
+        let records = read_all(&survivor, &topic).await;
+        assert!(
+            records.len() as u64 >= acknowledged.0 - 1,
+            "acknowledged records are missing"
+        );
+        assert!(
+            records
+                .iter()
+                .zip(1..)
+                .all(|(record, at)| record.sequence.0 == at)
+        );
+        for pair in records.chunks(2) {
+            assert_eq!(pair[0].payload, pair[1].payload, "a batch is whole");
+        }
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_torn_write_is_cut_off_and_the_rest_is_kept() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let topic = room("torn");
+    let engine = open(&config);
+    append_all(&engine, &topic, &["a", "b"]).await;
+    drop(engine);
+    // After a restart the journal ends where the last write did.
+    let engine = open(&config);
+    drop(engine);
+    let whole = fs::metadata(journal(&config)).unwrap().len();
+    let engine = open(&config);
+    append_all(&engine, &topic, &["lost", "with it"]).await;
+    drop(engine);
+    let written = fs::metadata(journal(&config)).unwrap().len();
+    assert!(written > whole);
+    for cut in [
+        whole + 1,
+        whole + 20,
+        whole + (written - whole) / 2,
+        written - 1,
+    ] {
+        let crashed = settings(&dir.path().join(format!("cut-{cut}")));
+        copy_dir(&config.dir, &crashed.dir);
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .open(journal(&crashed))
+            .unwrap();
+        file.set_len(cut).unwrap();
+        let engine = open(&crashed);
+        assert_eq!(
+            payloads(&read_all(&engine, &topic).await),
+            ["a", "b"],
+            "cut at {cut}"
+        );
+        assert_eq!(append_all(&engine, &topic, &["c"]).await, [Sequence(3)]);
+    }
+}
+
+#[tokio::test]
+async fn many_topics_and_large_batches_outgrow_the_write_buffers() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let topics = (0..20)
+        .map(|at| room(&format!("t{at}")))
+        .collect::<Vec<_>>();
+    let engine = open(&config);
+    for round in 0..10_u8 {
+        let of = |topic: &Topic| record(topic, vec![round; 200 * 1024]);
+        append(&engine, topics.iter().map(of).collect()).await;
+    }
+    drop(engine);
+    let engine = open(&config);
+    for topic in &topics {
+        let records = read_all(&engine, topic).await;
+        let rounds = records.iter().map(|record| record.payload[100_000]);
+        assert!(rounds.eq(0..10));
+        engine.trim(topic, Sequence(10)).await.unwrap();
+        assert_eq!(read_all(&engine, topic).await.len(), 1);
+    }
+}
+
+#[tokio::test]
+async fn log_bytes_are_what_the_disk_holds() {
+    let dir = TempDir::new().unwrap();
+    let mut config = settings(dir.path());
+    config.retention_interval = Duration::from_millis(5);
+    let metrics = Metrics::new();
+    let engine = Embedded::open(&config, metrics.clone()).unwrap();
+    append(&engine, vec![record(&room("big"), vec![1; 1024 * 1024])]).await;
+    eventually("the gauge shows it", async || {
+        metrics.log_bytes.get() > 1024 * 1024
+    })
+    .await;
+    assert!(
+        metrics.log_bytes.get() < 16 * 1024 * 1024,
+        "{}",
+        metrics.log_bytes.get()
+    );
+}
+
+#[tokio::test]
+async fn time_does_not_go_back_over_a_restart() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let topic = room("times");
+    append_all(&open(&config), &topic, &["a"]).await;
+    let engine = open(&config);
+    append_all(&engine, &topic, &["b"]).await;
+    let records = read_all(&engine, &topic).await;
+    assert!(records[0].time <= records[1].time);
+    assert!(records[0].time > Timestamp(0));
+    let page = engine.read(&topic, Sequence::FIRST, ALL).await.unwrap();
+    assert_eq!(page.next, page.tail);
+}

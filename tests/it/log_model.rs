@@ -1,0 +1,225 @@
+//! The embedded engine against a model: any mix of appends, trims, reads, seeks, restarts and crashes.
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+use weir::{
+    log::{Bounds, Engine, Error, Limit, Outcome, Sequence, Timestamp, Topic, embedded::Embedded},
+    telemetry::Metrics,
+};
+
+use super::log_support::{copy_dir, payloads, record, room, settings};
+
+const TOPICS: usize = 2;
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// Payloads of a batch, each with its topic and maybe a key.
+    Append(Vec<(usize, Option<u8>, u8)>),
+    /// Trims a topic before a share of it.
+    Trim(usize, u8),
+    /// Reads from a share of a topic, at most so many records.
+    Read(usize, u8, usize),
+    /// Seeks the time of the record at a share of a topic.
+    Seek(usize, u8),
+    /// Closes and opens again.
+    Restart,
+    /// Opens a copy of what is on disk, without closing.
+    Crash,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let topic = || 0..TOPICS;
+    let record = (topic(), proptest::option::of(0..6_u8), 0..4_u8);
+    prop_oneof![
+        6 => proptest::collection::vec(record, 1..8).prop_map(Step::Append),
+        2 => (topic(), any::<u8>()).prop_map(|(topic, share)| Step::Trim(topic, share)),
+        4 => (topic(), any::<u8>(), 1..5_usize).prop_map(|(t, share, limit)| Step::Read(t, share, limit)),
+        2 => (topic(), any::<u8>()).prop_map(|(topic, share)| Step::Seek(topic, share)),
+        1 => Just(Step::Restart),
+        1 => Just(Step::Crash),
+    ]
+}
+
+/// A topic as it should be: every record ever stored, and what is retained.
+#[derive(Default)]
+struct Model {
+    records: Vec<(String, Timestamp)>,
+    first: u64,
+    keys: std::collections::HashMap<u8, (u64, u8)>,
+}
+
+impl Model {
+    fn tail(&self) -> Sequence {
+        Sequence(self.records.len() as u64 + 1)
+    }
+
+    fn first(&self) -> Sequence {
+        Sequence(self.first + 1)
+    }
+
+    /// A position from before the log to after it.
+    fn at(&self, share: u8) -> Sequence {
+        Sequence(u64::from(share) * (self.tail().0 + 3) / 256)
+    }
+
+    fn append(&mut self, key: Option<u8>, content: u8, outcome: Outcome) {
+        let used = key.and_then(|key| self.keys.get(&key).copied());
+        match (used, outcome) {
+            (None, Outcome::Stored { sequence, time }) => {
+                assert_eq!(sequence, self.tail());
+                assert!(self.records.last().is_none_or(|(_, last)| *last <= time));
+                self.records.push((content.to_string(), time));
+                if let Some(key) = key {
+                    self.keys.insert(key, (sequence.0, content));
+                }
+            }
+            (
+                Some((sequence, same)),
+                Outcome::Duplicate {
+                    sequence: found, ..
+                },
+            ) => {
+                assert_eq!((found.0, content), (sequence, same));
+            }
+            (Some((sequence, other)), Outcome::Conflict { sequence: found }) => {
+                assert_eq!(found.0, sequence);
+                assert_ne!(content, other);
+            }
+            (used, outcome) => panic!("{used:?} became {outcome:?}"),
+        }
+    }
+}
+
+struct World {
+    dir: TempDir,
+    lives: usize,
+    engine: Embedded,
+    topics: Vec<Topic>,
+    models: Vec<Model>,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = TempDir::new().unwrap();
+        let engine = Embedded::open(&settings(dir.path()), Metrics::new()).unwrap();
+        Self {
+            dir,
+            lives: 0,
+            engine,
+            topics: (0..TOPICS).map(|at| room(&format!("t{at}"))).collect(),
+            models: (0..TOPICS).map(|_| Model::default()).collect(),
+        }
+    }
+
+    fn life(&self) -> std::path::PathBuf {
+        match self.lives {
+            0 => self.dir.path().into(),
+            lives => self.dir.path().join(lives.to_string()),
+        }
+    }
+
+    async fn take(&mut self, step: Step) {
+        match step {
+            Step::Append(batch) => self.append(batch).await,
+            Step::Trim(topic, share) => self.trim(topic, share).await,
+            Step::Read(topic, share, limit) => self.read(topic, share, limit).await,
+            Step::Seek(topic, share) => self.seek(topic, share).await,
+            Step::Restart => {
+                self.engine.close().await;
+                self.engine = Embedded::open(&settings(&self.life()), Metrics::new()).unwrap();
+            }
+            Step::Crash => self.crash(),
+        }
+    }
+
+    async fn append(&mut self, batch: Vec<(usize, Option<u8>, u8)>) {
+        let records = batch.iter().map(|(topic, key, content)| {
+            let mut record = record(&self.topics[*topic], content.to_string());
+            record.key = key.map(|key| key.to_string().into());
+            record
+        });
+        let ack = self.engine.enqueue(records.collect()).await.unwrap();
+        for ((topic, key, content), outcome) in batch.into_iter().zip(ack.await.unwrap()) {
+            self.models[topic].append(key, content, outcome);
+        }
+    }
+
+    async fn trim(&mut self, topic: usize, share: u8) {
+        let model = &mut self.models[topic];
+        let before = model.at(share);
+        self.engine.trim(&self.topics[topic], before).await.unwrap();
+        model.first = before.clamp(model.first(), model.tail()).0 - 1;
+        let (first, tail) = (model.first(), model.tail());
+        let bounds = self.engine.bounds(&self.topics[topic]).await.unwrap();
+        assert_eq!(bounds, Bounds { first, tail });
+    }
+
+    async fn read(&self, topic: usize, share: u8, records: usize) {
+        let model = &self.models[topic];
+        let (from, first, tail) = (model.at(share), model.first(), model.tail());
+        let limit = Limit {
+            records,
+            bytes: usize::MAX,
+        };
+        let result = self.engine.read(&self.topics[topic], from, limit).await;
+        if from.max(Sequence::FIRST) < first {
+            assert_eq!(result.unwrap_err(), Error::Trimmed { first });
+        } else if from > tail {
+            assert_eq!(result.unwrap_err(), Error::BeyondTail { tail });
+        } else {
+            let page = result.unwrap();
+            let start = from.max(Sequence::FIRST).0 as usize - 1;
+            let expected = model.records.iter().skip(start).take(records);
+            assert!(
+                expected
+                    .clone()
+                    .map(|(text, _)| text)
+                    .eq(&payloads(&page.records))
+            );
+            assert_eq!(page.next.0 as usize, start + 1 + expected.count());
+            assert_eq!(page.tail, tail);
+        }
+    }
+
+    async fn seek(&self, topic: usize, share: u8) {
+        let model = &self.models[topic];
+        let at = model.at(share).0 as usize;
+        let time = model
+            .records
+            .get(at)
+            .map_or(Timestamp(u64::MAX), |(_, time)| *time);
+        let found = self.engine.seek(&self.topics[topic], time).await.unwrap();
+        let retained = model.records.iter().skip(model.first as usize);
+        let before = retained.take_while(|(_, earlier)| *earlier < time).count();
+        assert_eq!(found.0, model.first().0 + before as u64);
+    }
+
+    fn crash(&mut self) {
+        let from = settings(&self.life()).dir;
+        self.lives += 1;
+        let config = settings(&self.life());
+        copy_dir(&from, &config.dir);
+        self.engine = Embedded::open(&config, Metrics::new()).unwrap();
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn embedded_is_like_its_model(steps in proptest::collection::vec(step(), 1..40)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut world = World::new();
+            for step in steps {
+                world.take(step).await;
+            }
+            for (topic, model) in world.topics.iter().zip(&world.models) {
+                let all = Limit { records: usize::MAX, bytes: usize::MAX };
+                let page = world.engine.read(topic, model.first(), all).await.unwrap();
+                let expected = model.records.iter().skip(model.first as usize);
+                assert!(expected.map(|(text, _)| text).eq(&payloads(&page.records)));
+            }
+        });
+    }
+}
