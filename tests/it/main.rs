@@ -1,7 +1,5 @@
-//! Tests that need nothing beyond the toolchain.
-#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+//! Tests of the whole service that need nothing beyond the toolchain.
 
-mod log_conformance;
-mod log_embedded;
-mod log_model;
-mod log_support;
+#![allow(clippy::unwrap_used)]
+
+mod config;

@@ -1,0 +1,248 @@
+//! Every setting: its meaning, its default and its range.
+//!
+//! The text of a key is its doc comment, in the API documentation as in `weir.example.toml`: write it for the operator.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use bytesize::ByteSize;
+
+use super::{
+    section::{choice, section},
+    size,
+};
+
+const fn millis(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
+const fn secs(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+const fn minutes(minutes: u64) -> Duration {
+    Duration::from_secs(minutes * 60)
+}
+
+const fn days(days: u64) -> Duration {
+    Duration::from_secs(days * 24 * 3600)
+}
+
+const fn local(port: u16) -> SocketAddr {
+    SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port)
+}
+
+section! {
+    /// Everything that can be set. Durations are written `10s`, `30m`; sizes `64KiB`, `10GiB`.
+    pub struct Config {
+        /// Where and how the instance serves.
+        pub server: Server = Server::default();
+        /// Browsers.
+        pub cors: Cors = Cors::default();
+        /// The log.
+        pub log: Log = Log::default();
+        /// Live fan-out.
+        pub hub: Hub = Hub::default();
+        /// What a call may ask for.
+        pub limits: Limits = Limits::default();
+        /// How the instance stops.
+        pub drain: Drain = Drain::default();
+        /// The end-to-end probe.
+        pub canary: Canary = Canary::default();
+        /// Logs and traces.
+        pub telemetry: Telemetry = Telemetry::default();
+    }
+}
+
+section! {
+    /// Where and how the instance serves.
+    pub struct Server {
+        /// Addresses of gRPC and gRPC-Web; port 0 takes a free one.
+        pub grpc: Vec<SocketAddr> = vec![local(50051), local(50053), local(50054), local(50055)];
+        /// Address of HTTP: gRPC-Web for browsers.
+        pub http: SocketAddr = local(8080);
+        /// Address of `/metrics`, `/livez` and `/readyz`; it outlives the drain.
+        pub admin: SocketAddr = local(9464);
+        /// This instance's name in measurements and logs; at most 256 bytes.
+        pub instance_id: String = "server-01".into();
+        /// Serve gRPC reflection.
+        pub reflection: bool = true;
+        /// Connections at most; further ones are closed at once.
+        pub max_connections: usize = 10_000, in 1..=10_000_000;
+        /// Concurrent streams of one connection at most.
+        pub max_streams_per_connection: u32 = 1000, in 1..=1_000_000;
+        /// How long a new connection may take to speak.
+        #[serde(with = "humantime_serde")]
+        pub preface_timeout: Duration = secs(5), in millis(100)..=minutes(10);
+        /// How often a silent connection is pinged.
+        #[serde(with = "humantime_serde")]
+        pub keepalive_interval: Duration = secs(30), in secs(1)..=minutes(24 * 60);
+        /// How long a ping may stay unanswered.
+        #[serde(with = "humantime_serde")]
+        pub keepalive_timeout: Duration = secs(10), in millis(100)..=minutes(60);
+        /// Age at which a connection is asked to go (GOAWAY); its streams go on.
+        #[serde(with = "humantime_serde")]
+        pub max_connection_age: Duration = minutes(30), in secs(1)..;
+        /// Age at which a stream is ended with `UNAVAILABLE` and a resume position, so that load evens out after a scale-up.
+        #[serde(with = "humantime_serde")]
+        pub max_stream_age: Duration = minutes(30), in secs(1)..;
+        /// HTTP/2 flow-control window of one stream's upload.
+        #[serde(with = "size")]
+        pub stream_window: ByteSize = ByteSize::kib(256), in ByteSize::kib(16)..=ByteSize::gib(1);
+        /// HTTP/2 flow-control window of one connection's uploads; not below `stream_window`.
+        #[serde(with = "size")]
+        pub connection_window: ByteSize = ByteSize::mib(32), in ByteSize::kib(64)..=ByteSize::gib(1);
+    }
+}
+
+section! {
+    /// Browsers.
+    pub struct Cors {
+        /// Origins that may call by gRPC-Web, as `https://chat.example.org`: `*` for any, none for no browser at all.
+        pub allowed_origins: Vec<String> = vec!["*".into()];
+    }
+}
+
+choice! {
+    /// Which storage holds the log.
+    pub enum EngineKind {
+        /// On this machine's disk.
+        Embedded = "embedded",
+        /// In memory; gone with the process. For tests.
+        Memory = "memory",
+    }
+}
+
+section! {
+    /// The log.
+    pub struct Log {
+        /// The storage: `embedded` on this machine's disk, `memory` for tests (gone with the process).
+        pub engine: EngineKind = EngineKind::Embedded;
+        /// Directory of the embedded engine.
+        pub dir: PathBuf = "./data".into();
+        /// How long an idempotency key is remembered.
+        #[serde(with = "humantime_serde")]
+        pub dedupe_window: Duration = minutes(10), in secs(1)..;
+        /// Appends waiting for the disk at most; publishers wait beyond it. Not below `limits.message`.
+        #[serde(with = "size")]
+        pub queue: ByteSize = ByteSize::mib(64), in ByteSize::kib(1)..;
+        /// Free disk space below which appends are refused.
+        #[serde(with = "size")]
+        pub min_free: ByteSize = ByteSize::mib(64);
+        /// How often retention runs.
+        #[serde(with = "humantime_serde")]
+        pub retention_interval: Duration = secs(60), in millis(100)..=minutes(24 * 60);
+        /// Block cache of the embedded engine.
+        #[serde(with = "size")]
+        pub cache: ByteSize = ByteSize::mib(32), in ByteSize::mib(1)..;
+        /// How long and how much of each topic is kept, by its space.
+        pub retention: RetentionBySpace = RetentionBySpace::default();
+    }
+}
+
+section! {
+    /// Retention of every space.
+    pub struct RetentionBySpace {
+        /// Chat rooms.
+        pub room: Retention = Retention::default();
+        /// The end-to-end probe.
+        pub canary: Retention = Retention { age: secs(60), bytes: ByteSize::mib(1) };
+    }
+}
+
+impl RetentionBySpace {
+    /// The retention of `space`.
+    #[must_use]
+    pub const fn of(&self, space: crate::log::Space) -> Retention {
+        match space {
+            crate::log::Space::Room => self.room,
+            crate::log::Space::Canary => self.canary,
+        }
+    }
+}
+
+section! {
+    /// How long and how much of each topic is kept; whichever is reached first.
+    #[derive(Copy)]
+    pub struct Retention {
+        /// Records older than this are dropped.
+        #[serde(with = "humantime_serde")]
+        pub age: Duration = days(30), in secs(1)..;
+        /// The oldest records beyond this size of a topic are dropped.
+        #[serde(with = "size")]
+        pub bytes: ByteSize = ByteSize::gib(10), in ByteSize::kib(1)..;
+    }
+}
+
+section! {
+    /// Live fan-out.
+    pub struct Hub {
+        /// Recent records of one followed topic held in memory; a subscriber further behind reads the log.
+        #[serde(with = "size")]
+        pub tail: ByteSize = ByteSize::mib(4), in ByteSize::kib(1)..;
+        /// The same for all topics together; not below `tail`.
+        #[serde(with = "size")]
+        pub total: ByteSize = ByteSize::mib(256), in ByteSize::kib(1)..;
+    }
+}
+
+section! {
+    /// What a call may ask for.
+    pub struct Limits {
+        /// The largest message, each way.
+        #[serde(with = "size")]
+        pub message: ByteSize = ByteSize::mib(10), in ByteSize::kib(1)..=ByteSize::gib(1);
+        /// Rooms one bidirectional stream may follow.
+        pub rooms_per_stream: usize = 64, in 1..=10_000;
+    }
+}
+
+section! {
+    /// How the instance stops.
+    pub struct Drain {
+        /// How long it still accepts after readiness went off.
+        #[serde(with = "humantime_serde")]
+        pub delay: Duration = Duration::ZERO;
+        /// Over how long streams are ended one by one.
+        #[serde(with = "humantime_serde")]
+        pub spread: Duration = Duration::ZERO;
+        /// When the process ends at the latest; where `delay` or `spread` is set, not below their sum and 5s for the log.
+        #[serde(with = "humantime_serde")]
+        pub timeout: Duration = secs(10), in millis(100)..;
+    }
+}
+
+section! {
+    /// The end-to-end probe: a record published to a private topic has to be delivered.
+    pub struct Canary {
+        /// How often it publishes.
+        #[serde(with = "humantime_serde")]
+        pub interval: Duration = secs(1), in millis(10)..=minutes(60);
+        /// How late a delivery may be before readiness goes off.
+        #[serde(with = "humantime_serde")]
+        pub timeout: Duration = secs(5), in millis(10)..=minutes(60);
+    }
+}
+
+choice! {
+    /// How log lines look.
+    pub enum LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
+}
+
+section! {
+    /// Logs and traces.
+    pub struct Telemetry {
+        /// How log lines look: `text` for people, `json` for one object a line.
+        pub log_format: LogFormat = LogFormat::Text;
+        /// What is logged: a level (off, error, warn, info, debug, trace) or a filter such as `info,weir=debug,h2=warn`.
+        pub log_level: String = "info".into();
+        /// OTLP/gRPC endpoint that traces go to, `http://collector:4317`; empty: no traces leave the process.
+        pub otlp_endpoint: String = String::new();
+        /// The share of traces without a caller's decision that is sampled.
+        pub trace_ratio: f64 = 1.0, in 0.0..=1.0;
+    }
+}
