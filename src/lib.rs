@@ -1,8 +1,9 @@
 //! Weir: durable gRPC streaming over one ordered, replayable log.
 //!
 //! Modules in reading order: [`log`] (the contract and its engines), [`core`] (fan-out and the domain), [`services`] (the
-//! wire), [`config`] and [`telemetry`].
+//! wire), [`config`] and [`telemetry`], [`cli`] (the commands).
 
+pub mod cli;
 pub mod config;
 pub mod core;
 pub mod log;
