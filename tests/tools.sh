@@ -1,0 +1,141 @@
+#!/usr/bin/env bash
+# Fetches the foreign tools of the interop tests into .tools/, once: a tool that is there in the wanted version is left
+# alone, so a second run takes a moment. Needs no root. What cannot be had leaves one sentence in .tools/missing/NAME,
+# and the tests that need it fail with that sentence.
+#
+#   .tools/bin      nats-server prometheus promtool grpcurl, and python and node with their packages on the path
+#   .tools/gen      Python stubs of every proto
+#   .tools/log      what each step printed
+set -euo pipefail
+cd "$(dirname "$0")/.."
+root=$PWD
+tools=$root/.tools
+mkdir -p "$tools"/{bin,gen,log,missing,stamps}
+
+nats_version=v2.12.4
+grpcurl_version=v1.9.3
+
+say() { printf '  %-12s %s\n' "$1" "$2"; }
+
+# Ends a step: the tool cannot be had, for this reason.
+missing() {
+  printf '%s\n' "$1" >"$tools/missing/$step"
+  exit 3
+}
+
+# fetch NAME RECIPE COMMAND...: runs the command unless NAME was made by the same recipe before.
+fetch() {
+  local step=$1 recipe=$2 began=$SECONDS status
+  shift 2
+  local stamp=$tools/stamps/$step log=$tools/log/$step
+  if [ "$(cat "$stamp" 2>/dev/null)" = "$recipe" ]; then
+    say "$step" "ready"
+    return
+  fi
+  rm -f "$stamp" "$tools/missing/$step"
+  set +e
+  (
+    set -e
+    "$@"
+  ) >"$log" 2>&1 </dev/null
+  status=$?
+  set -e
+  if [ $status -eq 0 ]; then
+    printf '%s\n' "$recipe" >"$stamp"
+    say "$step" "fetched in $((SECONDS - began)) s"
+    return
+  fi
+  [ -s "$tools/missing/$step" ] || printf 'Fetching %s failed: %s (more in .tools/log/%s).\n' \
+    "$step" "$(grep -v '^[[:space:]]*$' "$log" | tail -n 1 | cut -c1-200)" "$step" >"$tools/missing/$step"
+  say "$step" "missing: $(cat "$tools/missing/$step")"
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# go_install MODULE@VERSION: builds one command into .tools/bin with the Go that is here.
+go_install() {
+  GOTOOLCHAIN=local GOBIN=$tools/bin CGO_ENABLED=0 timeout 900 go install -trimpath "$1"
+}
+
+# unpack_package NAME: unpacks a Debian package into .tools/apt/root. Where the package lists are absent, fetches them
+# into .tools/apt, so that no root is needed.
+unpack_package() {
+  local apt=$tools/apt
+  mkdir -p "$apt/download" "$apt/lists/partial" "$apt/cache/archives/partial" "$apt/root"
+  cd "$apt/download"
+  rm -f "$1"_*.deb
+  if ! apt-get -q -o APT::Sandbox::User= download "$1"; then
+    local own=(-o APT::Sandbox::User= -o "Dir::State::lists=$apt/lists" -o "Dir::Cache=$apt/cache")
+    timeout 300 apt-get -q "${own[@]}" update
+    apt-get -q "${own[@]}" download "$1"
+  fi
+  dpkg-deb -x "$1"_*.deb "$apt/root"
+  rm -f "$1"_*.deb
+}
+
+# wrapper NAME LINE...: a script in .tools/bin that finds its surroundings relative to itself.
+wrapper() {
+  local path=$tools/bin/$1
+  shift
+  printf '%s\n' '#!/bin/sh' 'tools=$(cd "$(dirname "$0")/.." && pwd)' "$@" >"$path"
+  chmod +x "$path"
+}
+
+# The release under test where Go can build it; otherwise the distribution's, which may be older.
+fetch_nats() {
+  if have go && go_install "github.com/nats-io/nats-server/v2@$nats_version"; then
+    return
+  fi
+  have apt-get && have dpkg-deb || missing "nats-server needs Go 1.24 or later, or apt-get, and neither worked here."
+  unpack_package nats-server
+  install -m 755 "$tools/apt/root/usr/sbin/nats-server" "$tools/bin/nats-server" 2>/dev/null ||
+    install -m 755 "$tools/apt/root/usr/bin/nats-server" "$tools/bin/nats-server"
+}
+
+fetch_grpcurl() {
+  have go || missing "grpcurl needs Go, and there is no \`go\` on the path."
+  go_install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$grpcurl_version"
+}
+
+fetch_prometheus() {
+  have apt-get && have dpkg-deb || missing "prometheus and promtool come from Debian's package, and there is no apt-get here."
+  unpack_package prometheus
+  install -m 755 "$tools"/apt/root/usr/bin/{prometheus,promtool} "$tools/bin/"
+}
+
+fetch_python() {
+  have python3 || missing "The Python clients need python3 3.10 or later, and there is none on the path."
+  rm -rf "$tools/venv"
+  python3 -m venv "$tools/venv" || missing "python3 -m venv does not work here (on Debian the package python3-venv is missing)."
+  "$tools/venv/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
+    -r tests/interop/python/requirements.txt
+  wrapper python 'PYTHONPATH=$tools/gen${PYTHONPATH:+:$PYTHONPATH} exec "$tools/venv/bin/python" "$@"'
+}
+
+fetch_stubs() {
+  [ -x "$tools/bin/python" ] || missing "$(cat "$tools/missing/python")"
+  rm -rf "$tools/gen"
+  mkdir -p "$tools/gen"
+  find proto -name '*.proto' -print0 | xargs -0 "$tools/bin/python" -m grpc_tools.protoc -I proto \
+    --python_out="$tools/gen" --pyi_out="$tools/gen" --grpc_python_out="$tools/gen"
+}
+
+fetch_node() {
+  have node && have npm || missing "The Node clients need node 18 or later with npm, and they are not on the path."
+  rm -rf "$tools/node"
+  mkdir -p "$tools/node"
+  cp tests/interop/node/package.json tests/interop/node/package-lock.json "$tools/node/"
+  (cd "$tools/node" && npm ci --no-audit --no-fund --ignore-scripts --loglevel=error)
+  wrapper node "exec env NODE_PATH=\"\$tools/node/node_modules\" \"$(command -v node)\" \"\$@\""
+}
+
+# One line that changes when any of the files or words does.
+digest() { cat "$@" | cksum | tr ' ' '-'; }
+
+printf 'Tools for the interop tests, into .tools/\n'
+fetch nats-server "$nats_version by $(have go && echo go || echo apt)" fetch_nats
+fetch prometheus debian fetch_prometheus
+fetch grpcurl "$grpcurl_version" fetch_grpcurl
+fetch python "$(digest tests/interop/python/requirements.txt)" fetch_python
+fetch stubs "$(find proto -name '*.proto' | sort | xargs cat | digest)-$(digest tests/interop/python/requirements.txt)" fetch_stubs
+fetch node "$(digest tests/interop/node/package-lock.json)" fetch_node
