@@ -3,6 +3,7 @@
 //! Modules in reading order: [`log`] (the contract and its engines), [`core`] (fan-out and the domain), [`services`] (the
 //! wire), [`config`] and [`telemetry`], [`cli`] (the commands).
 
+pub mod cli;
 pub mod client;
 pub mod config;
 pub mod core;

@@ -1,3 +1,190 @@
-//! The commands of the binary.
+//! The command line: one file per subcommand, [`Failure`] for how they end.
+//!
+//! Records go to stdout, everything else to stderr. No command keeps state: each is a thin user of [`crate::client`].
 
-pub mod config;
+mod chat;
+mod failure;
+mod format;
+mod health;
+mod input;
+mod notices;
+mod publish;
+pub mod serve;
+mod subscribe;
+
+use std::future::Future;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::client::{Client, RetryPolicy};
+
+pub use failure::{Failure, exit};
+
+const LONG_ABOUT: &str = "\
+Weir: durable gRPC streaming over one ordered, replayable log.
+
+Start a server in one terminal and talk in others:
+
+  weir serve
+  weir chat --user ann
+  weir chat --user bob
+
+What is acknowledged is on disk; a subscription that breaks continues where it broke.";
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0    done (also when the reader of the output went away)
+  1    failed
+  2    wrong usage
+  3    the server cannot be reached or is unavailable: the same command may succeed later
+  4    the server refused: the same command will be refused again
+  130  interrupted
+
+`weir help COMMAND` shows examples.";
+
+/// Durable gRPC streaming over one ordered, replayable log.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, long_about = LONG_ABOUT, after_help = AFTER_HELP)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Serve(serve::ServeArgs),
+    Chat(chat::ChatArgs),
+    Subscribe(subscribe::SubscribeArgs),
+    Publish(publish::PublishArgs),
+    Health(health::HealthArgs),
+}
+
+/// Runs a subcommand to its end.
+///
+/// # Errors
+/// How it failed, with its exit code.
+///
+/// # Cancellation
+/// Dropping the future ends the command; what it had sent may be stored.
+pub async fn run(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Serve(args) => serve::run(args).await,
+        Command::Chat(args) => chat::run(args).await,
+        Command::Subscribe(args) => interruptible(subscribe::run(args)).await,
+        Command::Publish(args) => interruptible(publish::run(args)).await,
+        Command::Health(args) => interruptible(health::run(args)).await,
+    }
+}
+
+/// Which server to talk to.
+#[derive(Debug, Args)]
+struct Target {
+    /// Address of the server's gRPC port.
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "WEIR_ADDR",
+        default_value = "http://127.0.0.1:50051"
+    )]
+    addr: String,
+}
+
+impl Target {
+    /// Connects at once, so that a wrong address is told at once.
+    async fn connect(&self) -> Result<Client, Failure> {
+        Ok(Client::connect(&self.addr).await?)
+    }
+}
+
+/// How persistent a command is once it is connected.
+#[derive(Debug, Args)]
+struct Persistence {
+    /// Failed attempts in a row before giving up [default: never for subscriptions, 10 for publishes].
+    #[arg(long, value_name = "N")]
+    retries: Option<u32>,
+}
+
+impl Persistence {
+    /// Applies the option, if it is given, to everything the client repeats.
+    fn apply(&self, client: Client) -> Client {
+        let Some(retries) = self.retries else {
+            return client;
+        };
+        let policy = RetryPolicy {
+            max_retries: Some(retries),
+            ..RetryPolicy::default()
+        };
+        client
+            .with_subscribe_policy(policy.clone())
+            .with_publish_policy(policy)
+    }
+}
+
+/// Ends `work` at Ctrl-C.
+async fn interruptible(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::select! {
+        outcome = work => outcome,
+        () = interrupt() => Err(Failure::interrupted()),
+    }
+}
+
+/// Waits for Ctrl-C; for ever if it cannot be caught, because then it ends the process by itself.
+async fn interrupt() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn code_of(args: &[&str]) -> i32 {
+        Cli::try_parse_from(args).map_or_else(|error| error.exit_code(), |_| -1)
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_subcommand_shows_examples() {
+        for command in Cli::command().get_subcommands() {
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(help.contains("weir "), "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn help_documents_every_exit_code() {
+        let help = Cli::command().render_long_help().to_string();
+        for code in [
+            exit::OK,
+            exit::FAILED,
+            exit::USAGE,
+            exit::UNAVAILABLE,
+            exit::REFUSED,
+            exit::INTERRUPTED,
+        ] {
+            assert!(help.contains(&format!("\n  {code:<5}")), "{code}");
+        }
+    }
+
+    #[test]
+    fn usage_errors_end_with_two_and_help_with_zero() {
+        assert_eq!(code_of(&["weir", "chat"]), 2);
+        assert_eq!(
+            code_of(&["weir", "subscribe", "general", "--count", "0"]),
+            2
+        );
+        assert_eq!(code_of(&["weir", "serve", "--set", "no-equals-sign"]), 2);
+        assert_eq!(code_of(&["weir", "--help"]), 0);
+        assert_eq!(code_of(&["weir", "chat", "--user", "ann"]), -1);
+    }
+}
