@@ -23,11 +23,18 @@ struct State {
 }
 
 struct Endpoint {
-    method: &'static str,
+    method: Box<str>,
     requests: AtomicU64,
 }
 
 impl Endpoint {
+    fn new(method: impl Into<Box<str>>) -> Self {
+        Self {
+            method: method.into(),
+            requests: AtomicU64::new(0),
+        }
+    }
+
     fn requests(&self) -> u64 {
         self.requests.load(Ordering::Relaxed)
     }
@@ -57,14 +64,10 @@ pub struct Sample {
 impl Instance {
     /// An instance named `id` that serves `methods`, each written like `chat.ChatService/SendMessage`.
     #[must_use]
-    pub fn new(id: &str, methods: Vec<&'static str>) -> Self {
-        let endpoint = |method| Endpoint {
-            method,
-            requests: AtomicU64::new(0),
-        };
+    pub fn new(id: &str, methods: impl IntoIterator<Item = impl Into<Box<str>>>) -> Self {
         Self(Arc::new(State {
             id: id.into(),
-            endpoints: methods.into_iter().map(endpoint).collect(),
+            endpoints: methods.into_iter().map(Endpoint::new).collect(),
             machine: Machine::new(),
         }))
     }
@@ -125,7 +128,7 @@ impl Instance {
             let requests = endpoint.requests();
             let rate = rate(requests - *before, secs);
             *before = requests;
-            add("requests_per_second", rate, "endpoint", endpoint.method);
+            add("requests_per_second", rate, "endpoint", &endpoint.method);
         }
         all
     }
@@ -181,7 +184,7 @@ mod tests {
 
     #[test]
     fn cores_and_memory_are_measured() {
-        let instance = Instance::new("server-01", vec![]);
+        let instance = Instance::new("server-01", [""; 0]);
         let mut since = instance.sample();
         std::thread::sleep(Duration::from_millis(250));
         let all = instance.measure(&mut since);

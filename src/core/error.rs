@@ -1,0 +1,194 @@
+//! What can go wrong, in the domain's words.
+
+use crate::log::{self, Sequence};
+
+/// Why the core refused or failed. Services turn it into a status in one place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The request breaks rules; every violation is named.
+    #[error("{}", describe(.0))]
+    Invalid(Vec<Violation>),
+    /// The named thing does not exist.
+    #[error("{kind} {name} not found")]
+    NotFound {
+        /// What kind of thing.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The idempotency key was used for other content.
+    #[error("the idempotency key was already used for another content at sequence {sequence}")]
+    KeyConflict {
+        /// The record that the key stands for.
+        sequence: Sequence,
+    },
+    /// One stream asks for more than it may have.
+    #[error("{what} is limited to {limit}")]
+    Limit {
+        /// What is limited.
+        what: &'static str,
+        /// The limit.
+        limit: usize,
+    },
+    /// The log refused or failed.
+    #[error(transparent)]
+    Log(#[from] log::Error),
+}
+
+/// One broken rule of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The field's path in the request.
+    pub field: String,
+    /// What is wrong with it.
+    pub description: String,
+}
+
+impl Violation {
+    /// A violation of `field`.
+    pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self {
+            field: field.into(),
+            description: description.into(),
+        }
+    }
+}
+
+fn describe(violations: &[Violation]) -> String {
+    let texts: Vec<_> = violations
+        .iter()
+        .map(|violation| violation.description.as_str())
+        .collect();
+    texts.join("; ")
+}
+
+/// The closed set of outcomes a client can meet; each has one canonical status.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorCode {
+    /// The request breaks a rule.
+    InvalidArgument,
+    /// No such thing.
+    NotFound,
+    /// The idempotency key stands for other content.
+    KeyConflict,
+    /// The stream asks for more than its limit.
+    LimitExceeded,
+    /// Records after the position are no longer retained.
+    PositionTrimmed,
+    /// The position lies after the topic's end.
+    PositionBeyondTail,
+    /// No disk space.
+    StorageFull,
+    /// The storage cannot be reached now.
+    StorageUnavailable,
+    /// The storage failed for good.
+    StorageFailed,
+    /// Stored data does not read back.
+    StorageCorrupt,
+    /// The instance is going away; another continues.
+    Draining,
+    /// The stream reached its maximum age; reconnect and continue.
+    MaxAge,
+}
+
+impl ErrorCode {
+    /// Every code.
+    pub const ALL: [Self; 12] = [
+        Self::InvalidArgument,
+        Self::NotFound,
+        Self::KeyConflict,
+        Self::LimitExceeded,
+        Self::PositionTrimmed,
+        Self::PositionBeyondTail,
+        Self::StorageFull,
+        Self::StorageUnavailable,
+        Self::StorageFailed,
+        Self::StorageCorrupt,
+        Self::Draining,
+        Self::MaxAge,
+    ];
+
+    /// The machine-readable reason in `ErrorInfo`.
+    #[must_use]
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::InvalidArgument => "INVALID_ARGUMENT",
+            Self::NotFound => "NOT_FOUND",
+            Self::KeyConflict => "IDEMPOTENCY_KEY_REUSED",
+            Self::LimitExceeded => "LIMIT_EXCEEDED",
+            Self::PositionTrimmed => "POSITION_TRIMMED",
+            Self::PositionBeyondTail => "POSITION_BEYOND_TAIL",
+            Self::StorageFull => "STORAGE_FULL",
+            Self::StorageUnavailable => "STORAGE_UNAVAILABLE",
+            Self::StorageFailed => "STORAGE_FAILED",
+            Self::StorageCorrupt => "STORAGE_CORRUPT",
+            Self::Draining => "DRAINING",
+            Self::MaxAge => "MAX_AGE",
+        }
+    }
+
+    /// Whether the same call may succeed later, here or on another instance.
+    #[must_use]
+    pub const fn is_retryable(self) -> bool {
+        match self {
+            Self::StorageFull
+            | Self::StorageUnavailable
+            | Self::StorageFailed
+            | Self::Draining
+            | Self::MaxAge => true,
+            Self::InvalidArgument
+            | Self::NotFound
+            | Self::KeyConflict
+            | Self::LimitExceeded
+            | Self::PositionTrimmed
+            | Self::PositionBeyondTail
+            | Self::StorageCorrupt => false,
+        }
+    }
+
+    /// Whether a call that ended so certainly stored nothing of the message it answers.
+    #[must_use]
+    pub const fn has_no_side_effects(self) -> bool {
+        match self {
+            Self::InvalidArgument
+            | Self::NotFound
+            | Self::KeyConflict
+            | Self::LimitExceeded
+            | Self::PositionTrimmed
+            | Self::PositionBeyondTail
+            | Self::StorageFull => true,
+            Self::StorageUnavailable
+            | Self::StorageFailed
+            | Self::StorageCorrupt
+            | Self::Draining
+            | Self::MaxAge => false,
+        }
+    }
+}
+
+impl Error {
+    /// The code this error has for a client.
+    #[must_use]
+    pub const fn code(&self) -> ErrorCode {
+        match self {
+            Self::Invalid(_) => ErrorCode::InvalidArgument,
+            Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::KeyConflict { .. } => ErrorCode::KeyConflict,
+            Self::Limit { .. } => ErrorCode::LimitExceeded,
+            Self::Log(error) => match error {
+                log::Error::Full => ErrorCode::StorageFull,
+                log::Error::Unavailable(_) => ErrorCode::StorageUnavailable,
+                log::Error::Failed(_) => ErrorCode::StorageFailed,
+                log::Error::Corrupt(_) => ErrorCode::StorageCorrupt,
+                log::Error::Trimmed { .. } => ErrorCode::PositionTrimmed,
+                log::Error::BeyondTail { .. } => ErrorCode::PositionBeyondTail,
+                log::Error::Closed => ErrorCode::Draining,
+            },
+        }
+    }
+
+    /// One violation of one field.
+    pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self::Invalid(vec![Violation::new(field, description)])
+    }
+}
