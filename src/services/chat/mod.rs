@@ -1,0 +1,210 @@
+//! `chat.ChatService`.
+
+mod convert;
+mod session;
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use futures::{Stream, StreamExt as _, stream};
+use tokio::time::{Instant, interval_at};
+use tonic::{Request, Response, Status, Streaming};
+
+use self::{convert::ChatMessages, session::Session};
+use super::{
+    Core,
+    incoming::Incoming,
+    live::{Live, WithLive, frame},
+    message_limit,
+};
+use crate::{
+    call::{Call, into_status},
+    core::{
+        Error,
+        hub::Encoded,
+        rooms::Post,
+    },
+    log::Sequence,
+    proto::chat::{
+        Message, Metric, MetricsRequest, SendMessageRequest, SendMessageResponse, SubscribeRequest,
+        UploadResponse,
+        chat_service_server::{ChatService, ChatServiceServer},
+    },
+};
+
+/// How often measurements are taken when the request does not say.
+const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
+/// The metadata key by which a bidirectional stream resumes.
+const AFTER_SEQUENCE: &str = "after-sequence";
+
+type Responses<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service with its hot subscription.
+pub(super) fn routes(core: &Core) -> WithLive<ChatServiceServer<Chat>> {
+    let limit = message_limit(&core.limits);
+    let chat = Chat { core: core.clone() };
+    let subscribing = chat.clone();
+    let generated = ChatServiceServer::new(chat)
+        .max_decoding_message_size(limit)
+        .max_encoding_message_size(limit);
+    WithLive::new(generated, limit, core.metrics.clone()).method(
+        "/chat.ChatService/SubscribeMessages",
+        move |request| {
+            let chat = subscribing.clone();
+            async move { chat.subscribe(request).await.map_err(into_status) }
+        },
+    )
+}
+
+/// The service.
+#[derive(Clone)]
+pub(super) struct Chat {
+    core: Core,
+}
+
+impl Chat {
+    async fn subscribe(&self, request: SubscribeRequest) -> Result<Live<ChatMessages>, Error> {
+        let welcome = convert::welcome(&request);
+        let subscribe = convert::Subscribe::try_from(request)?;
+        let mut first = BytesMut::new();
+        frame(&welcome, &mut first);
+        let rooms = &self.core.rooms;
+        Ok(Live {
+            subscription: rooms
+                .subscribe(&subscribe.room, subscribe.start, Encoded::default())
+                .await?,
+            first: first.freeze(),
+        })
+    }
+
+    async fn upload(&self, messages: Streaming<Message>) -> Result<UploadResponse, Status> {
+        let mut messages = Incoming::new(messages);
+        let mut pipeline = self.core.rooms.pipeline();
+        let mut index = 0;
+        while let Some(batch) = messages.next_batch().await? {
+            let (records, refused) = self.records(batch, &mut index);
+            pipeline.push(records).await.map_err(into_status)?;
+            if let Some(refused) = refused {
+                pipeline.finish().await.map_err(into_status)?;
+                return Err(into_status(refused));
+            }
+        }
+        let stored = pipeline.finish().await.map_err(into_status)?;
+        Ok(UploadResponse {
+            message_count: i32::try_from(stored).unwrap_or(i32::MAX),
+            success: true,
+        })
+    }
+
+    /// The records of a batch up to the first bad message, and what is wrong with that.
+    fn records(
+        &self,
+        batch: Vec<Message>,
+        index: &mut usize,
+    ) -> (Vec<crate::log::NewRecord>, Option<Error>) {
+        let mut records = Vec::with_capacity(batch.len());
+        for message in batch {
+            match convert::post(message, &format_args!("messages[{index}].")) {
+                Ok(post) => records.push(self.core.rooms.record(post)),
+                Err(error) => return (records, Some(error)),
+            }
+            *index += 1;
+        }
+        (records, None)
+    }
+}
+
+#[tonic::async_trait]
+impl ChatService for Chat {
+    type SubscribeMessagesStream = Responses<Message>;
+    type ChatStream = Responses<Message>;
+    type StreamMetricsStream = Responses<Metric>;
+
+    async fn send_message(
+        &self,
+        request: Request<SendMessageRequest>,
+    ) -> Result<Response<SendMessageResponse>, Status> {
+        let post = Post::try_from(request.into_inner()).map_err(into_status)?;
+        let posted = self.core.rooms.post(post).await.map_err(into_status)?;
+        Ok(Response::new(posted.into()))
+    }
+
+    /// Never called: [`routes`] serves this method from shared bytes.
+    async fn subscribe_messages(
+        &self,
+        _: Request<SubscribeRequest>,
+    ) -> Result<Response<Self::SubscribeMessagesStream>, Status> {
+        Err(Status::unimplemented("served as a live subscription"))
+    }
+
+    async fn upload_messages(
+        &self,
+        request: Request<Streaming<Message>>,
+    ) -> Result<Response<UploadResponse>, Status> {
+        self.upload(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn chat(
+        &self,
+        request: Request<Streaming<Message>>,
+    ) -> Result<Response<Self::ChatStream>, Status> {
+        let resume = resume_position(&request)?;
+        let call = request.extensions().get::<Call>().cloned();
+        let session = Session::new(&self.core, request.into_inner(), resume, call);
+        let responses = stream::unfold(session, |mut session| async move {
+            let next = session.next().await?;
+            Some((next, session))
+        });
+        Ok(Response::new(Box::pin(responses)))
+    }
+
+    async fn stream_metrics(
+        &self,
+        request: Request<MetricsRequest>,
+    ) -> Result<Response<Self::StreamMetricsStream>, Status> {
+        let request = request.into_inner();
+        let interval = metrics_interval(&request).map_err(into_status)?;
+        let instance = self.core.instance.clone();
+        if !request.instance_id.is_empty() && request.instance_id != instance.id() {
+            return Err(into_status(Error::NotFound {
+                kind: "instance",
+                name: request.instance_id,
+            }));
+        }
+        let ticks = interval_at(Instant::now() + interval, interval);
+        let measured = stream::unfold((ticks, instance.sample()), move |(mut ticks, mut since)| {
+            let instance = instance.clone();
+            async move {
+                ticks.tick().await;
+                let metrics: Vec<_> = instance.measure(&mut since).into_iter().map(Metric::from).collect();
+                Some((stream::iter(metrics.into_iter().map(Ok)), (ticks, since)))
+            }
+        });
+        Ok(Response::new(Box::pin(measured.flatten())))
+    }
+}
+
+/// The position in the request's metadata, for a stream whose first message names the room.
+fn resume_position<T>(request: &Request<T>) -> Result<Option<Sequence>, Status> {
+    let Some(value) = request.metadata().get(AFTER_SEQUENCE) else {
+        return Ok(None);
+    };
+    let number = value.to_str().ok().and_then(|text| text.parse().ok());
+    number.map(|number| Some(Sequence(number))).ok_or_else(|| {
+        into_status(Error::invalid(
+            AFTER_SEQUENCE,
+            "after-sequence must be a decimal number",
+        ))
+    })
+}
+
+fn metrics_interval(request: &MetricsRequest) -> Result<Duration, Error> {
+    match u64::try_from(request.interval_seconds) {
+        Ok(0) => Ok(DEFAULT_INTERVAL),
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => Err(Error::invalid(
+            "interval_seconds",
+            "interval_seconds must not be negative",
+        )),
+    }
+}

@@ -1,0 +1,280 @@
+//! Hot subscriptions: a response body of our own over the hub.
+//!
+//! tonic encodes each message for each subscriber. Here a body yields what the hub has laid end to end in wire form, one
+//! zero-copy slice for all that is new. [`WithLive`] puts such methods beside a generated service.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use http::{HeaderMap, Request, Response, header};
+use http_body::Frame;
+use tonic::{
+    Status, Streaming,
+    body::Body,
+    codec::Codec as _,
+    server::NamedService,
+};
+use tonic_prost::ProstCodec;
+use tower::Service;
+
+use crate::{
+    call::{Call, into_status},
+    core::hub::{Encoded, Encoding, Subscription},
+    log::Sequence,
+    telemetry::Metrics,
+};
+
+/// The header of a subscription's response that says after which sequence it begins.
+const AFTER_SEQUENCE: &str = "after-sequence";
+/// A message's prefix: compression flag and length.
+const PREFIX_BYTES: usize = 5;
+/// One of so many batches is timed, so that timing costs the hot path nothing.
+const SAMPLE: u32 = 16;
+
+/// Appends `message` to `out` as one gRPC frame.
+pub(super) fn frame(message: &impl prost::Message, out: &mut BytesMut) {
+    let length = message.encoded_len();
+    out.reserve(PREFIX_BYTES + length);
+    out.put_u8(0);
+    // Messages are limited to far less than 4 GiB on their way in.
+    out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    message.encode_raw(out);
+}
+
+/// A subscription on its way to a client.
+pub(super) struct Live<E> {
+    /// Sent before everything else.
+    pub(super) first: Bytes,
+    /// What follows.
+    pub(super) subscription: Subscription<Encoded<E>>,
+}
+
+type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
+type Handler = Arc<dyn Fn(Request<Body>) -> Answer + Send + Sync>;
+
+/// A generated service with some of its methods served by hand.
+#[derive(Clone)]
+pub(super) struct WithLive<S> {
+    inner: S,
+    metrics: Metrics,
+    limit: usize,
+    handlers: Arc<HashMap<&'static str, Handler>>,
+}
+
+impl<S> WithLive<S> {
+    pub(super) fn new(inner: S, limit: usize, metrics: Metrics) -> Self {
+        Self {
+            inner,
+            metrics,
+            limit,
+            handlers: Arc::default(),
+        }
+    }
+
+    /// Serves the server-streaming method at `path` by `handler`, which turns a request into a subscription.
+    pub(super) fn method<R, E, H, F>(mut self, path: &'static str, handler: H) -> Self
+    where
+        R: prost::Message + Default + 'static,
+        E: Encoding,
+        H: Fn(R) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<Live<E>, Status>> + Send + 'static,
+    {
+        let (limit, metrics) = (self.limit, self.metrics.clone());
+        let handler: Handler = Arc::new(move |request| {
+            let (handler, metrics) = (handler.clone(), metrics.clone());
+            Box::pin(async move {
+                match answer(request, limit, handler, metrics).await {
+                    Ok(response) => response,
+                    Err(status) => status.into_http(),
+                }
+            })
+        });
+        let mut handlers = HashMap::clone(&self.handlers);
+        handlers.insert(path, handler);
+        self.handlers = Arc::new(handlers);
+        self
+    }
+}
+
+impl<S: NamedService> NamedService for WithLive<S> {
+    const NAME: &'static str = S::NAME;
+}
+
+impl<S> Service<Request<Body>> for WithLive<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        match self.handlers.get(request.uri().path()) {
+            Some(handler) => {
+                let answer = handler(request);
+                Box::pin(async move { Ok(answer.await) })
+            }
+            None => Box::pin(self.inner.call(request)),
+        }
+    }
+}
+
+async fn answer<R, E, H, F>(
+    request: Request<Body>,
+    limit: usize,
+    handler: H,
+    metrics: Metrics,
+) -> Result<Response<Body>, Status>
+where
+    R: prost::Message + Default + 'static,
+    E: Encoding,
+    H: Fn(R) -> F,
+    F: Future<Output = Result<Live<E>, Status>>,
+{
+    let (parts, body) = request.into_parts();
+    let live = handler(read::<R>(&parts.headers, body, limit).await?).await?;
+    let after = live.subscription.cursor().0.saturating_sub(1);
+    let call = parts.extensions.get::<Call>().cloned();
+    let body = LiveBody::new(live, call, metrics);
+    Response::builder()
+        .header(header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE)
+        .header(AFTER_SEQUENCE, after)
+        .body(Body::new(body))
+        .map_err(|error| Status::internal(error.to_string()))
+}
+
+/// Reads the one request message.
+async fn read<R: prost::Message + Default + 'static>(
+    headers: &HeaderMap,
+    body: Body,
+    limit: usize,
+) -> Result<R, Status> {
+    let encoding = headers.get("grpc-encoding").map(header::HeaderValue::as_bytes);
+    if encoding.is_some_and(|encoding| encoding != b"identity") {
+        return Err(Status::unimplemented("compressed requests are not accepted"));
+    }
+    let decoder = ProstCodec::<R, R>::default().decoder();
+    let mut requests = Streaming::new_request(decoder, body, None, Some(limit));
+    requests.message().await?.ok_or_else(|| {
+        Status::invalid_argument("the call carries no request message")
+    })
+}
+
+/// The body: what is first, then what the hub has.
+struct LiveBody<E> {
+    first: Option<Bytes>,
+    subscription: Option<Subscription<Encoded<E>>>,
+    call: Option<Call>,
+    metrics: Metrics,
+    batches: u32,
+    /// When the last batch was handed over, while no poll has found nothing new since.
+    handed_over: Option<Instant>,
+}
+
+impl<E: Encoding> LiveBody<E> {
+    fn new(live: Live<E>, call: Option<Call>, metrics: Metrics) -> Self {
+        let body = Self {
+            first: Some(live.first).filter(|first| !first.is_empty()),
+            subscription: Some(live.subscription),
+            call,
+            metrics,
+            batches: 0,
+            handed_over: None,
+        };
+        if let Some(call) = &body.call {
+            call.counts_itself();
+        }
+        body.moved();
+        body
+    }
+
+    /// Tells the call where a client would resume.
+    fn moved(&self) {
+        if let (Some(call), Some(subscription)) = (&self.call, &self.subscription) {
+            call.resume_after(Sequence(subscription.cursor().0.saturating_sub(1)));
+        }
+    }
+
+    fn sent(&mut self, messages: usize) {
+        if let Some(call) = &self.call {
+            call.sent(messages);
+        }
+    }
+
+    /// Times one of [`SAMPLE`] batches.
+    fn time(&mut self, newest: Option<crate::log::Timestamp>) {
+        self.batches = self.batches.wrapping_add(1);
+        if !self.batches.is_multiple_of(SAMPLE) {
+            self.handed_over = None;
+            return;
+        }
+        if let Some(newest) = newest {
+            self.metrics.delivery_secs.observe(newest.elapsed().as_secs_f64());
+        }
+        self.handed_over = Some(Instant::now());
+    }
+
+    fn waited(&mut self) {
+        if let Some(handed_over) = self.handed_over.take() {
+            let waited = handed_over.elapsed().as_secs_f64();
+            self.metrics.send_wait_secs.observe(waited);
+        }
+    }
+}
+
+impl<E: Encoding> http_body::Body for LiveBody<E> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        if let Some(first) = this.first.take() {
+            this.sent(1);
+            return Poll::Ready(Some(Ok(Frame::data(first))));
+        }
+        let Some(subscription) = &mut this.subscription else {
+            return Poll::Ready(None);
+        };
+        let polled = subscription.poll_next(cx);
+        if polled.is_pending() {
+            this.handed_over = None;
+        }
+        match ready!(polled) {
+            Ok(batch) => {
+                this.waited();
+                this.time(batch.newest);
+                this.sent(batch.records);
+                this.moved();
+                Poll::Ready(Some(Ok(Frame::data(batch.data))))
+            }
+            Err(error) => {
+                this.subscription = None;
+                Poll::Ready(Some(Ok(Frame::trailers(trailers(&into_status(error.into()))))))
+            }
+        }
+    }
+}
+
+fn trailers(status: &Status) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    if let Err(error) = status.add_header(&mut trailers) {
+        tracing::error!(%error, "a status could not be written");
+    }
+    trailers
+}
