@@ -3,11 +3,15 @@
 //! Modules in reading order: [`log`] (the contract and its engines), [`core`] (fan-out and the domain), [`services`] (the
 //! wire), [`config`] and [`telemetry`], [`cli`] (the commands).
 
+pub mod app;
+pub mod call;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod core;
 pub mod log;
+pub mod net;
+pub mod services;
 pub mod telemetry;
 pub mod web;
 

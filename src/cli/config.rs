@@ -3,9 +3,9 @@
 use std::{
     io::{self, Write},
     path::PathBuf,
-    process::ExitCode,
 };
 
+use super::{Failure, exit};
 use crate::config::{Config, Sources, load, to_toml};
 
 /// Where settings come from beside the environment; every command that reads settings has these.
@@ -55,34 +55,34 @@ enum Action {
     Example,
 }
 
-/// Runs the command: 0 when the settings can be used, 1 with every problem on standard error otherwise.
-#[must_use]
-pub fn run(args: Args) -> ExitCode {
-    let done = execute(
-        args.action,
-        &args.settings.sources(),
-        &mut io::stdout(),
-        &mut io::stderr(),
-    );
-    // A reader that closed the pipe has seen enough.
-    done.unwrap_or(ExitCode::FAILURE)
+/// Runs the command.
+///
+/// # Errors
+/// The settings cannot be used; every problem was said on standard error.
+pub fn run(args: Args) -> Result<(), Failure> {
+    let sources = args.settings.sources();
+    match execute(args.action, &sources, &mut io::stdout(), &mut io::stderr())? {
+        true => Ok(()),
+        false => Err(Failure::silent(exit::FAILED)),
+    }
 }
 
+/// Whether the settings can be used.
 fn execute(
     action: Action,
     sources: &Sources,
     out: &mut dyn Write,
     err: &mut dyn Write,
-) -> io::Result<ExitCode> {
+) -> io::Result<bool> {
     if matches!(action, Action::Example) {
         write!(out, "{}", to_toml(&Config::default(), true))?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(true);
     }
     let loaded = match load(sources) {
         Ok(loaded) => loaded,
         Err(problems) => {
             writeln!(err, "{problems}")?;
-            return Ok(ExitCode::FAILURE);
+            return Ok(false);
         }
     };
     match action {
@@ -90,7 +90,7 @@ fn execute(
         Action::Print | Action::Example => write!(out, "{}", to_toml(&loaded.config, false))?,
     }
     out.flush()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -104,7 +104,7 @@ mod tests {
     }
 
     /// Exit code, standard output and standard error of `weir config …` in an empty directory.
-    fn config(words: &[&str]) -> (ExitCode, String, String) {
+    fn config(words: &[&str]) -> (bool, String, String) {
         let dir = tempfile::tempdir().unwrap();
         let line = ["config"].iter().chain(words);
         let args = <Cli as clap::Parser>::try_parse_from(line).unwrap().args;
@@ -125,7 +125,7 @@ mod tests {
     #[test]
     fn print_shows_the_effective_settings() {
         let (code, out, err) = config(&["print", "--set", "server.instance_id=node-1"]);
-        assert_eq!((code, err.as_str()), (ExitCode::SUCCESS, ""));
+        assert_eq!((code, err.as_str()), (true, ""));
         assert!(out.contains("instance_id = \"node-1\"\n"), "{out}");
         assert!(!out.contains('#'), "{out}");
     }
@@ -133,13 +133,13 @@ mod tests {
     #[test]
     fn check_reports_every_problem_on_standard_error() {
         let (code, out, err) = config(&["check", "--set", "log.queue=0", "--set", "a.b=c"]);
-        assert_eq!((code, out.as_str()), (ExitCode::FAILURE, ""));
+        assert_eq!((code, out.as_str()), (false, ""));
         assert_eq!(err.lines().count(), 2, "{err}");
         let (code, out, _) = config(&["check", "--set", "hub.tail=1MiB"]);
         assert_eq!(
             (code, out.as_str()),
             (
-                ExitCode::SUCCESS,
+                true,
                 "The settings are valid (defaults, 1 flag).\n"
             )
         );

@@ -3,6 +3,7 @@
 //! Records go to stdout, everything else to stderr. No command keeps state: each is a thin user of [`crate::client`].
 
 mod chat;
+pub mod config;
 mod failure;
 mod format;
 mod health;
@@ -57,6 +58,7 @@ enum Command {
     Subscribe(subscribe::SubscribeArgs),
     Publish(publish::PublishArgs),
     Health(health::HealthArgs),
+    Config(config::Args),
 }
 
 /// Runs a subcommand to its end.
@@ -73,6 +75,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Subscribe(args) => interruptible(subscribe::run(args)).await,
         Command::Publish(args) => interruptible(publish::run(args)).await,
         Command::Health(args) => interruptible(health::run(args)).await,
+        Command::Config(args) => config::run(args),
     }
 }
 

@@ -1,10 +1,22 @@
 //! `weir serve`: the server.
 
-use std::path::PathBuf;
+use std::{
+    io::{self, Write as _},
+    time::Duration,
+};
 
 use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::Failure;
+use super::{Failure, config::SettingsArgs, exit};
+use crate::{
+    app::{Addresses, App, Shutdown},
+    config::{self, Loaded},
+    telemetry,
+};
+
+/// How long spans may take to leave at the end.
+const FLUSH: Duration = Duration::from_secs(5);
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -13,49 +25,72 @@ Examples:
   weir serve --set log.dir=/var/lib/weir --set server.grpc=0.0.0.0:50051
   WEIR__LOG__ENGINE=memory weir serve
 
-Every key can be set in the file, as WEIR__SECTION__KEY in the environment, or with --set; later ones win.";
+Every key can be set in the file, as WEIR__SECTION__KEY in the environment, or with --set; later ones win.
+`weir config example` explains every key.
+
+SIGTERM or Ctrl-C drains: streams end one by one and say where to resume. A second signal ends at once.";
 
 /// Serve until SIGTERM or Ctrl-C, then drain.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub struct ServeArgs {
-    /// Configuration file (TOML).
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// One setting, stronger than file and environment; may be repeated.
-    #[arg(long, value_name = "SECTION.KEY=VALUE", value_parser = setting)]
-    pub set: Vec<(String, String)>,
+    #[command(flatten)]
+    settings: SettingsArgs,
 }
 
 /// Serves until it is told to stop.
 ///
 /// # Errors
 /// The configuration is wrong, a port is taken, or the log failed.
-pub async fn run(_args: ServeArgs) -> Result<(), Failure> {
-    Err(Failure::failed("this build has no server"))
-}
-
-/// Splits `section.key=value`; the value may contain further equals signs.
-fn setting(text: &str) -> Result<(String, String), String> {
-    let (key, value) = text.split_once('=').ok_or("expected SECTION.KEY=VALUE")?;
-    match key.split_once('.') {
-        Some((section, name)) if !section.is_empty() && !name.is_empty() => {
-            Ok((key.to_owned(), value.to_owned()))
-        }
-        _ => Err(format!("`{key}` is not of the form SECTION.KEY")),
+pub async fn run(args: ServeArgs) -> Result<(), Failure> {
+    let loaded = config::load(&args.settings.sources())
+        .map_err(|problems| Failure::usage(format!("the settings are wrong:\n{problems}")))?;
+    let Loaded { config, sources } = loaded;
+    let guard = telemetry::init(&config.telemetry, &config.server.instance_id)
+        .map_err(|error| Failure::failed(error.to_string()))?;
+    let engine = config.log.engine;
+    let app = App::bind(config, guard.traces()).map_err(failed)?;
+    greet(&app.addresses()?, engine, &sources)?;
+    let shutdown = Shutdown::default();
+    let signals = tokio::spawn(watch(signals()?, shutdown.clone()));
+    let outcome = app.run(shutdown.clone()).await;
+    signals.abort();
+    if shutdown.now.is_cancelled() {
+        return Err(Failure::silent(exit::INTERRUPTED));
     }
+    guard.shutdown(FLUSH).await;
+    outcome.map_err(failed)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+#[expect(clippy::needless_pass_by_value, reason = "it is used by map_err")]
+fn failed(error: crate::app::Error) -> Failure {
+    Failure::failed(error.to_string())
+}
 
-    #[test]
-    fn a_setting_is_split_at_its_first_equals_sign() {
-        assert_eq!(setting("a.b=c=d"), Ok(("a.b".into(), "c=d".into())));
-        assert_eq!(setting("a.b="), Ok(("a.b".into(), String::new())));
-        for wrong in ["", "a.b", "ab=c", ".b=c", "a.=c"] {
-            assert!(setting(wrong).is_err(), "{wrong}");
+/// The one start-up line: version, addresses, where the settings came from.
+fn greet(addresses: &Addresses, engine: config::EngineKind, sources: &str) -> io::Result<()> {
+    let grpc: Vec<_> = addresses.grpc.iter().map(ToString::to_string).collect();
+    writeln!(
+        io::stdout(),
+        "weir {} serves gRPC {}; HTTP {}; admin {}; log {engine}; settings: {sources}",
+        env!("CARGO_PKG_VERSION"),
+        grpc.join(", "),
+        addresses.http,
+        addresses.admin,
+    )
+}
+
+fn signals() -> io::Result<[Signal; 2]> {
+    Ok([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?])
+}
+
+/// The first signal drains, the second ends at once.
+async fn watch([mut terminate, mut interrupt]: [Signal; 2], shutdown: Shutdown) {
+    for token in [shutdown.drain, shutdown.now] {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
         }
+        token.cancel();
     }
 }

@@ -243,6 +243,14 @@ macro_rules! choice {
             $($(#[doc = $text])+ #[serde(rename = $value)] $variant,)+
         }
 
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(match self {
+                    $(Self::$variant => $value,)+
+                })
+            }
+        }
+
         impl $crate::config::section::Node for $name {
             fn describe(
                 key: &str,

@@ -178,7 +178,7 @@ section! {
     pub struct Hub {
         /// Recent records of one followed topic held in memory; a subscriber further behind reads the log.
         #[serde(with = "size")]
-        pub tail: ByteSize = ByteSize::mib(4), in ByteSize::kib(1)..;
+        pub tail: ByteSize = ByteSize::mib(1), in ByteSize::kib(1)..;
         /// The same for all topics together; not below `tail`.
         #[serde(with = "size")]
         pub total: ByteSize = ByteSize::mib(256), in ByteSize::kib(1)..;

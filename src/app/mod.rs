@@ -1,0 +1,146 @@
+//! The application: binds every port, recovers the log, serves, drains.
+//!
+//! [`App::bind`] takes the ports and returns their real addresses; [`App::run`] opens the log, serves until told to stop and
+//! drains. Tests and `main` share this path.
+
+mod front;
+mod serving;
+
+use std::{io, net::SocketAddr, time::Instant};
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use self::serving::Serving;
+use crate::{
+    config::Config,
+    log::OpenError,
+    net,
+    telemetry::{Metrics, Traces},
+};
+
+/// An instance with its ports taken.
+pub struct App {
+    config: Config,
+    metrics: Metrics,
+    traces: Traces,
+    grpc: Vec<TcpListener>,
+    http: TcpListener,
+    admin: TcpListener,
+    started: Instant,
+}
+
+/// Where an instance listens.
+#[derive(Debug, Clone)]
+pub struct Addresses {
+    /// gRPC and gRPC-Web.
+    pub grpc: Vec<SocketAddr>,
+    /// HTTP.
+    pub http: SocketAddr,
+    /// Metrics, liveness and readiness.
+    pub admin: SocketAddr,
+}
+
+/// How to stop an instance.
+#[derive(Debug, Clone, Default)]
+pub struct Shutdown {
+    /// Drain, then end.
+    pub drain: CancellationToken,
+    /// End at once.
+    pub now: CancellationToken,
+}
+
+/// Why an instance does not start or ends badly.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// An address cannot be taken.
+    #[error("cannot listen on {address} ({key}): {source}")]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// The configuration key it comes from.
+        key: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The log cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A task that has to run panicked: a defect; the instance drained.
+    #[error("a core task failed: {0}")]
+    Task(String),
+    /// The descriptors do not fit together: a defect of the build.
+    #[error("the descriptors are broken: {0}")]
+    Descriptors(String),
+}
+
+impl App {
+    /// Takes every port.
+    ///
+    /// # Errors
+    /// [`Error::Bind`] names the first address that cannot be taken.
+    pub fn bind(config: Config, traces: Traces) -> Result<Self, Error> {
+        let listen = |address, key| {
+            net::bind(address).map_err(|source| Error::Bind {
+                address,
+                key,
+                source,
+            })
+        };
+        let server = &config.server;
+        Ok(Self {
+            grpc: server
+                .grpc
+                .iter()
+                .map(|address| listen(*address, "server.grpc"))
+                .collect::<Result<_, _>>()?,
+            http: listen(server.http, "server.http")?,
+            admin: listen(server.admin, "server.admin")?,
+            metrics: Metrics::new(),
+            traces,
+            started: Instant::now(),
+            config,
+        })
+    }
+
+    /// The real addresses.
+    ///
+    /// # Errors
+    /// The system does not tell.
+    pub fn addresses(&self) -> io::Result<Addresses> {
+        Ok(Addresses {
+            grpc: self
+                .grpc
+                .iter()
+                .map(TcpListener::local_addr)
+                .collect::<Result<_, _>>()?,
+            http: self.http.local_addr()?,
+            admin: self.admin.local_addr()?,
+        })
+    }
+
+    /// Serves until `shutdown` says to stop, then drains. Health and metrics answer from the start, everything else once
+    /// the log is recovered.
+    ///
+    /// # Errors
+    /// The log does not open, or a task that has to run ended.
+    pub async fn run(self, shutdown: Shutdown) -> Result<(), Error> {
+        let serving = Serving::start(self)?;
+        let stopped = shutdown.now.clone();
+        let life = async {
+            let outcome = match serving.open().await {
+                Ok(mut core_tasks) => tokio::select! {
+                    () = shutdown.drain.cancelled() => Ok(()),
+                    failed = core_tasks.failed() => Err(failed),
+                },
+                Err(error) => return Err(error),
+            };
+            serving.drain().await;
+            outcome
+        };
+        tokio::select! {
+            outcome = life => outcome,
+            () = stopped.cancelled() => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,267 @@
+//! An instance that listens: recovery, background tasks, drain.
+
+use std::{sync::Arc, time::Instant};
+
+use tokio::{
+    sync::OnceCell,
+    task::JoinSet,
+    time::{sleep, timeout_at},
+};
+use tokio_util::task::TaskTracker;
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use super::{
+    App, Error,
+    front::{Front, Gate},
+};
+use crate::{
+    call::{CallLayer, Streams},
+    config::{Config, Drain},
+    core::{
+        Hub,
+        canary::Canary,
+        instance::Instance,
+        readiness::{Condition, Readiness},
+        rooms::Rooms,
+    },
+    log::{self, Engine, Health},
+    net::{Acceptor, Closing, Settings},
+    services::{self, Core},
+    telemetry::{Metrics, Traces},
+    web,
+};
+
+/// The health name that stays SERVING while the process lives: restarting a draining or waiting instance helps nobody.
+const LIVENESS: &str = "liveness";
+
+/// An instance whose listeners run.
+pub(super) struct Serving {
+    config: Config,
+    metrics: Metrics,
+    traces: Traces,
+    readiness: Readiness,
+    reporter: HealthReporter,
+    instance: Instance,
+    gate: Gate,
+    streams: Streams,
+    closing: Closing,
+    connections: TaskTracker,
+    admin: Closing,
+    engine: OnceCell<Arc<dyn Engine>>,
+    started: Instant,
+}
+
+impl Serving {
+    /// Starts every listener. The gate lets only health and reflection through until the log is open.
+    pub(super) fn start(app: App) -> Result<Self, Error> {
+        let App {
+            config,
+            metrics,
+            traces,
+            grpc,
+            http,
+            admin,
+            started,
+        } = app;
+        let broken = |error: &dyn std::fmt::Display| Error::Descriptors(error.to_string());
+        let methods = services::methods(&metrics).map_err(|error| broken(&error))?;
+        let instance = Instance::new(
+            &config.server.instance_id,
+            methods.all().into_iter().map(|method| method.full_name.as_str()),
+        );
+        let (reporter, health) = tonic_health::server::health_reporter();
+        let base = tonic::service::Routes::default().add_service(health);
+        let gate = Gate::new(base, config.server.reflection).map_err(|error| broken(&error))?;
+        let streams = Streams::new(config.server.max_stream_age);
+        let calls = CallLayer::new(methods, streams.clone(), instance.clone(), traces.clone());
+        let front = Front::new(&calls, gate.clone(), &config.cors);
+        let serving = Self {
+            readiness: Readiness::new(),
+            closing: Closing::default(),
+            connections: TaskTracker::new(),
+            admin: Closing::default(),
+            engine: OnceCell::new(),
+            config,
+            metrics,
+            traces,
+            reporter,
+            instance,
+            gate,
+            streams,
+            started,
+        };
+        let acceptor = serving.acceptor(&serving.closing, &serving.connections);
+        for listener in grpc {
+            tokio::spawn(acceptor.clone().serve(listener, front.clone()));
+        }
+        tokio::spawn(acceptor.serve(http, web::http::router(front)));
+        let admin_router = web::admin::router(serving.metrics.registry().clone(), serving.readiness.clone());
+        let admin_acceptor = serving.acceptor(&serving.admin, &TaskTracker::new());
+        tokio::spawn(admin_acceptor.serve(admin, web::service(admin_router)));
+        Ok(serving)
+    }
+
+    fn acceptor(&self, closing: &Closing, tasks: &TaskTracker) -> Acceptor {
+        let server = &self.config.server;
+        let bytes = |size: u64| u32::try_from(size).unwrap_or(u32::MAX >> 1);
+        let settings = Settings {
+            max_streams: server.max_streams_per_connection,
+            stream_window: bytes(server.stream_window.as_u64()),
+            connection_window: bytes(server.connection_window.as_u64()),
+            keepalive_interval: server.keepalive_interval,
+            keepalive_timeout: server.keepalive_timeout,
+            preface_timeout: server.preface_timeout,
+            max_age: server.max_connection_age,
+        };
+        Acceptor::new(
+            settings,
+            server.max_connections,
+            closing.clone(),
+            tasks.clone(),
+            self.metrics.clone(),
+        )
+    }
+
+    /// Recovers the log, opens the gate and starts the tasks that have to run.
+    pub(super) async fn open(&self) -> Result<CoreTasks, Error> {
+        self.report(false).await;
+        self.reporter.set_service_status(LIVENESS, ServingStatus::Serving).await;
+        let (config, metrics) = (self.config.log.clone(), self.metrics.clone());
+        let opened = tokio::task::spawn_blocking(move || log::open(&config, metrics)).await;
+        let engine = opened.map_err(|error| Error::Task(error.to_string()))??;
+        let engine = self.engine.get_or_init(|| async { engine }).await;
+        let hub = Hub::new(
+            Arc::clone(engine),
+            &self.config.hub,
+            self.metrics.clone(),
+            self.traces.clone(),
+        );
+        let core = Core {
+            rooms: Rooms::new(Arc::clone(engine), hub.clone(), self.traces.clone()),
+            instance: self.instance.clone(),
+            limits: self.config.limits.clone(),
+            metrics: self.metrics.clone(),
+        };
+        self.gate.open(&core);
+        let tasks = self.core_tasks(engine, hub);
+        self.readiness.clear(Condition::Recovering);
+        let recovered = self.started.elapsed().as_secs_f64();
+        self.metrics.recovery_secs.set(recovered);
+        Ok(tasks)
+    }
+
+    fn core_tasks(&self, engine: &Arc<dyn Engine>, hub: Hub) -> CoreTasks {
+        let mut tasks = JoinSet::new();
+        let canary = Canary::new(
+            Arc::clone(engine),
+            hub,
+            self.config.canary.clone(),
+            self.instance.id(),
+            self.readiness.clone(),
+            self.metrics.clone(),
+        );
+        tasks.spawn(canary.run());
+        tasks.spawn(follow_log(engine.health(), self.readiness.clone()));
+        tasks.spawn(follow_readiness(self.readiness.clone(), self.reporter.clone()));
+        let streams = self.streams.clone();
+        tasks.spawn(async move { streams.age().await });
+        CoreTasks(tasks)
+    }
+
+    async fn report(&self, is_ready: bool) {
+        report(&self.reporter, is_ready).await;
+    }
+
+    /// Stops: not ready, then gone, then every stream ended one by one, then the log closed. Ends within `drain.timeout`.
+    pub(super) async fn drain(&self) {
+        let Drain {
+            delay,
+            spread,
+            timeout,
+        } = self.config.drain;
+        let deadline = tokio::time::Instant::now() + timeout;
+        tracing::info!(streams = self.streams.count(), "draining");
+        self.metrics.draining.set(1);
+        self.readiness.fail(Condition::Draining, "");
+        self.report(false).await;
+        let gentle = async {
+            sleep(delay).await;
+            self.closing.accept.cancel();
+            self.closing.goaway.cancel();
+            self.streams.drain(spread).await;
+            self.connections.close();
+            self.connections.wait().await;
+        };
+        if timeout_at(deadline, gentle).await.is_err() {
+            let connections = self.connections.len();
+            tracing::warn!(connections, "the drain took too long; dropping what is left");
+        }
+        self.closing.accept.cancel();
+        self.closing.abort.cancel();
+        self.connections.close();
+        self.connections.wait().await;
+        if let Some(engine) = self.engine.get() {
+            engine.close().await;
+        }
+        self.admin.accept.cancel();
+        self.admin.abort.cancel();
+        tracing::info!("drained");
+    }
+}
+
+/// Tasks without which the instance does not work.
+pub(super) struct CoreTasks(JoinSet<()>);
+
+impl CoreTasks {
+    /// Resolves when one of them ended.
+    pub(super) async fn failed(&mut self) -> Error {
+        match self.0.join_next().await {
+            Some(Err(error)) => Error::Task(error.to_string()),
+            Some(Ok(())) | None => Error::Task("a task that never ends returned".into()),
+        }
+    }
+}
+
+/// Readiness follows the engine's health.
+async fn follow_log(mut health: tokio::sync::watch::Receiver<Health>, readiness: Readiness) {
+    loop {
+        let now = health.borrow_and_update().clone();
+        match now {
+            Health::Ready => readiness.clear(Condition::Log),
+            Health::Full => readiness.fail(Condition::Log, "the disk is full"),
+            Health::Unavailable(why) | Health::Failed(why) => readiness.fail(Condition::Log, why),
+            Health::Closed => readiness.fail(Condition::Log, "closed"),
+        }
+        if health.changed().await.is_err() {
+            // The engine is gone: its last word stands.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// grpc.health.v1 follows readiness.
+async fn follow_readiness(readiness: Readiness, reporter: HealthReporter) {
+    let mut ready = readiness.watch();
+    loop {
+        let is_ready = *ready.borrow_and_update();
+        report(&reporter, is_ready).await;
+        if is_ready {
+            tracing::info!("ready");
+        } else {
+            tracing::warn!(reasons = ?readiness.reasons(), "not ready");
+        }
+        if ready.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+async fn report(reporter: &HealthReporter, is_ready: bool) {
+    let status = match is_ready {
+        true => ServingStatus::Serving,
+        false => ServingStatus::NotServing,
+    };
+    for name in [""].iter().chain(services::SERVICE_NAMES) {
+        reporter.set_service_status(name, status).await;
+    }
+}
