@@ -109,7 +109,7 @@ fetch_python() {
   python3 -m venv "$tools/venv" || missing "python3 -m venv does not work here (on Debian the package python3-venv is missing)."
   "$tools/venv/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
     -r tests/interop/python/requirements.txt
-  wrapper python 'PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=$tools/gen${PYTHONPATH:+:$PYTHONPATH} exec "$tools/venv/bin/python" "$@"'
+  wrapper python 'PYTHONPATH=$tools/gen${PYTHONPATH:+:$PYTHONPATH} exec "$tools/venv/bin/python" "$@"'
 }
 
 fetch_stubs() {

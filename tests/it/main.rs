@@ -1,5 +1,14 @@
-//! Tests of the whole service that need nothing beyond the toolchain.
+//! Tests of the whole binary and of its parts that need nothing beyond the toolchain.
 
-#![allow(clippy::unwrap_used)]
+#![allow(missing_docs, clippy::unwrap_used, reason = "a test that unwraps fails, as it should")]
 
+mod admin;
+mod chat;
 mod config;
+mod log_conformance;
+mod log_embedded;
+mod log_model;
+mod log_support;
+mod otlp;
+mod support;
+mod telemetry;
