@@ -87,7 +87,11 @@ fn cors_layer(cors: &Cors) -> CorsLayer {
     let allowed = match origins.iter().any(|origin| origin == "*") {
         true => AllowOrigin::any(),
         // Origins were checked with the configuration; one that is no header value would never match anyway.
-        false => AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok())),
+        false => AllowOrigin::list(
+            origins
+                .iter()
+                .filter_map(|origin| HeaderValue::from_str(origin).ok()),
+        ),
     };
     CorsLayer::new()
         .allow_origin(allowed)
@@ -121,7 +125,8 @@ impl Gate {
 
     /// Opens for every service over `core`.
     pub(super) fn open(&self, core: &Core) {
-        self.full.get_or_init(|| services::routes(self.base.clone(), core).prepare());
+        self.full
+            .get_or_init(|| services::routes(self.base.clone(), core).prepare());
     }
 }
 
@@ -138,9 +143,18 @@ impl Service<Request<Body>> for Gate {
         let routes = match self.full.get() {
             Some(routes) => routes,
             None if request.uri().path().starts_with("/grpc.") => &self.base,
-            None => return Box::pin(std::future::ready(Ok(unavailable("the log is being recovered").into_http()))),
+            None => {
+                return Box::pin(std::future::ready(Ok(unavailable(
+                    "the log is being recovered",
+                )
+                .into_http())));
+            }
         };
         let answer = routes.clone().oneshot(request);
-        Box::pin(async move { Ok(answer.await.unwrap_or_else(|error| Status::internal(error.to_string()).into_http())) })
+        Box::pin(async move {
+            Ok(answer
+                .await
+                .unwrap_or_else(|error| Status::internal(error.to_string()).into_http()))
+        })
     }
 }

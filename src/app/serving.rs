@@ -67,7 +67,10 @@ impl Serving {
         let methods = services::methods(&metrics).map_err(|error| broken(&error))?;
         let instance = Instance::new(
             &config.server.instance_id,
-            methods.all().into_iter().map(|method| method.full_name.as_str()),
+            methods
+                .all()
+                .into_iter()
+                .map(|method| method.full_name.as_str()),
         );
         let (reporter, health) = tonic_health::server::health_reporter();
         let base = tonic::service::Routes::default().add_service(health);
@@ -95,7 +98,10 @@ impl Serving {
             tokio::spawn(acceptor.clone().serve(listener, front.clone()));
         }
         tokio::spawn(acceptor.serve(http, web::http::router(front)));
-        let admin_router = web::admin::router(serving.metrics.registry().clone(), serving.readiness.clone());
+        let admin_router = web::admin::router(
+            serving.metrics.registry().clone(),
+            serving.readiness.clone(),
+        );
         let admin_acceptor = serving.acceptor(&serving.admin, &TaskTracker::new());
         tokio::spawn(admin_acceptor.serve(admin, web::service(admin_router)));
         Ok(serving)
@@ -125,7 +131,9 @@ impl Serving {
     /// Recovers the log, opens the gate and starts the tasks that have to run.
     pub(super) async fn open(&self) -> Result<CoreTasks, Error> {
         self.report(false).await;
-        self.reporter.set_service_status(LIVENESS, ServingStatus::Serving).await;
+        self.reporter
+            .set_service_status(LIVENESS, ServingStatus::Serving)
+            .await;
         let (config, metrics) = (self.config.log.clone(), self.metrics.clone());
         let opened = tokio::task::spawn_blocking(move || log::open(&config, metrics)).await;
         let engine = opened.map_err(|error| Error::Task(error.to_string()))??;
@@ -162,7 +170,10 @@ impl Serving {
         );
         tasks.spawn(canary.run());
         tasks.spawn(follow_log(engine.health(), self.readiness.clone()));
-        tasks.spawn(follow_readiness(self.readiness.clone(), self.reporter.clone()));
+        tasks.spawn(follow_readiness(
+            self.readiness.clone(),
+            self.reporter.clone(),
+        ));
         let streams = self.streams.clone();
         tasks.spawn(async move { streams.age().await });
         CoreTasks(tasks)
@@ -194,7 +205,10 @@ impl Serving {
         };
         if timeout_at(deadline, gentle).await.is_err() {
             let connections = self.connections.len();
-            tracing::warn!(connections, "the drain took too long; dropping what is left");
+            tracing::warn!(
+                connections,
+                "the drain took too long; dropping what is left"
+            );
         }
         self.closing.accept.cancel();
         self.closing.abort.cancel();

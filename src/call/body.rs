@@ -25,7 +25,11 @@ pub(super) struct Limits {
 
 impl Limits {
     /// Ready with the status and the reason when the call has to end now.
-    pub(super) fn poll_end(&mut self, call: &Call, cx: &mut Context<'_>) -> Poll<(Status, &'static str)> {
+    pub(super) fn poll_end(
+        &mut self,
+        call: &Call,
+        cx: &mut Context<'_>,
+    ) -> Poll<(Status, &'static str)> {
         if let Some(registered) = &self.registered
             && let Poll::Ready(ending) = registered.poll_ending(cx)
         {
@@ -94,12 +98,25 @@ impl Outcome {
                 Code::Cancelled => "client_cancel",
                 _ => "error",
             });
-            method.metrics.streams_ended.with_label_values(&[reason]).inc();
-            method.metrics.stream_duration_secs.observe(elapsed.as_secs_f64());
+            method
+                .metrics
+                .streams_ended
+                .with_label_values(&[reason])
+                .inc();
+            method
+                .metrics
+                .stream_duration_secs
+                .observe(elapsed.as_secs_f64());
         }
         let span = std::mem::replace(&mut self.span, Span::none());
         let _entered = span.enter();
-        log_end(&method.full_name, method.active.is_some(), code, reason, elapsed);
+        log_end(
+            &method.full_name,
+            method.active.is_some(),
+            code,
+            reason,
+            elapsed,
+        );
         trace::finish(&span, code, false);
     }
 }
@@ -167,7 +184,8 @@ impl CallBody {
             Ok(mut trailers) => {
                 status::canonical(&mut trailers);
                 self.is_ended = true;
-                self.outcome.record(status::code_of(&trailers).unwrap_or(Code::Unknown), None);
+                self.outcome
+                    .record(status::code_of(&trailers).unwrap_or(Code::Unknown), None);
                 Frame::trailers(trailers)
             }
             Err(frame) => {
@@ -185,7 +203,11 @@ impl CallBody {
             self.is_first_sent = true;
             if state.method.active.is_some() {
                 let elapsed = state.started.elapsed().as_secs_f64();
-                state.method.metrics.stream_first_message_secs.observe(elapsed);
+                state
+                    .method
+                    .metrics
+                    .stream_first_message_secs
+                    .observe(elapsed);
             }
         }
         if !state.counts_itself.load(Ordering::Relaxed) {

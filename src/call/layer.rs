@@ -84,7 +84,10 @@ where
         }
         let call = Call::new(self.layer.methods.of(request.uri().path()).clone());
         self.layer.instance.count(call.method().index);
-        let span = self.layer.traces.rpc(&call.method().full_name, request.headers());
+        let span = self
+            .layer
+            .traces
+            .rpc(&call.method().full_name, request.headers());
         let mut outcome = Outcome::new(call.clone(), span.clone());
         let Ok(timeout) = deadline::timeout(request.headers()) else {
             outcome.record(Code::InvalidArgument, None);
@@ -213,7 +216,10 @@ fn begin(response: Response<Body>, limits: Limits, mut outcome: Outcome) -> Resp
     let (mut parts, body) = response.into_parts();
     if parts.headers.contains_key(Status::GRPC_STATUS) {
         status::canonical(&mut parts.headers);
-        outcome.record(status::code_of(&parts.headers).unwrap_or(Code::Unknown), None);
+        outcome.record(
+            status::code_of(&parts.headers).unwrap_or(Code::Unknown),
+            None,
+        );
         return Response::from_parts(parts, body);
     }
     outcome.stream_began();

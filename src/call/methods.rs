@@ -85,7 +85,12 @@ impl Method {
     }
 
     pub(super) fn handled(&self, code: tonic::Code) {
-        let labels = [self.kind.as_str(), &self.service, &self.name, code_name(code)];
+        let labels = [
+            self.kind.as_str(),
+            &self.service,
+            &self.name,
+            code_name(code),
+        ];
         self.metrics.handled.with_label_values(&labels).inc();
     }
 }

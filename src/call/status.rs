@@ -142,7 +142,12 @@ pub(super) fn ended(ending: Ending, position: Option<Sequence>) -> Status {
         .map(|sequence| ("after_sequence".to_owned(), sequence.to_string()))
         .into_iter()
         .collect();
-    finish(code, fixed_text(code).to_owned(), ErrorDetails::new(), metadata)
+    finish(
+        code,
+        fixed_text(code).to_owned(),
+        ErrorDetails::new(),
+        metadata,
+    )
 }
 
 pub(super) fn deadline_exceeded(method: &Method) -> Status {
@@ -163,7 +168,8 @@ pub(super) fn canonical(headers: &mut HeaderMap) {
     if !matches!(code, Some(Code::OutOfRange | Code::Internal)) {
         return;
     }
-    let Some(status) = Status::from_header_map(headers).filter(|status| status.details().is_empty())
+    let Some(status) =
+        Status::from_header_map(headers).filter(|status| status.details().is_empty())
     else {
         return;
     };
@@ -171,9 +177,17 @@ pub(super) fn canonical(headers: &mut HeaderMap) {
     let replaced = if code == Some(Code::OutOfRange) && text.contains("message length too large") {
         let mut details = ErrorDetails::new();
         details.add_quota_failure_violation("message", text);
-        finish(ErrorCode::LimitExceeded, text.to_owned(), details, HashMap::new())
+        finish(
+            ErrorCode::LimitExceeded,
+            text.to_owned(),
+            details,
+            HashMap::new(),
+        )
     } else if is_undecodable(text) {
-        into_status(Error::invalid("message", format!("the message does not decode: {text}")))
+        into_status(Error::invalid(
+            "message",
+            format!("the message does not decode: {text}"),
+        ))
     } else {
         return;
     };
@@ -186,9 +200,13 @@ pub(super) fn canonical(headers: &mut HeaderMap) {
 }
 
 fn is_undecodable(text: &str) -> bool {
-    ["failed to decode Protobuf", "protocol error: received message", "Unexpected EOF decoding"]
-        .iter()
-        .any(|part| text.contains(part))
+    [
+        "failed to decode Protobuf",
+        "protocol error: received message",
+        "Unexpected EOF decoding",
+    ]
+    .iter()
+    .any(|part| text.contains(part))
 }
 
 /// The code in these headers or trailers.

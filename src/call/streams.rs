@@ -90,7 +90,10 @@ impl Streams {
         if state.is_draining {
             slot.end(Ending::Drain);
         }
-        let is_first = state.running.first_key_value().is_none_or(|first| key < *first.0);
+        let is_first = state
+            .running
+            .first_key_value()
+            .is_none_or(|first| key < *first.0);
         state.running.insert(key, Arc::clone(&slot));
         drop(state);
         if is_first {

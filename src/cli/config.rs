@@ -138,10 +138,7 @@ mod tests {
         let (code, out, _) = config(&["check", "--set", "hub.tail=1MiB"]);
         assert_eq!(
             (code, out.as_str()),
-            (
-                true,
-                "The settings are valid (defaults, 1 flag).\n"
-            )
+            (true, "The settings are valid (defaults, 1 flag).\n")
         );
     }
 

@@ -81,7 +81,10 @@ fn greet(addresses: &Addresses, engine: config::EngineKind, sources: &str) -> io
 }
 
 fn signals() -> io::Result<[Signal; 2]> {
-    Ok([signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?])
+    Ok([
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    ])
 }
 
 /// The first signal drains, the second ends at once.

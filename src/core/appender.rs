@@ -46,7 +46,9 @@ impl Appender {
         let span = self.traces.append(&record.topic);
         let appending = async { self.engine.enqueue(vec![record]).await?.await };
         let outcomes = appending.instrument(span).await?;
-        outcomes.first().map_or(Err(Error::Log(crate::log::Error::Closed)), appended)
+        outcomes
+            .first()
+            .map_or(Err(Error::Log(crate::log::Error::Closed)), appended)
     }
 
     /// A pipeline of batches, for one stream of records.

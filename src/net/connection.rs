@@ -15,10 +15,7 @@ use std::{
 
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use hyper::rt::Executor;
-use hyper_util::{
-    rt::TokioTimer,
-    server::conn::auto,
-};
+use hyper_util::{rt::TokioTimer, server::conn::auto};
 use pin_project_lite::pin_project;
 
 use super::io::Flusher;

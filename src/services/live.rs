@@ -16,12 +16,7 @@ use std::{
 use bytes::{BufMut as _, Bytes, BytesMut};
 use http::{HeaderMap, Request, Response, header};
 use http_body::Frame;
-use tonic::{
-    Status, Streaming,
-    body::Body,
-    codec::Codec as _,
-    server::NamedService,
-};
+use tonic::{Status, Streaming, body::Body, codec::Codec as _, server::NamedService};
 use tonic_prost::ProstCodec;
 use tower::Service;
 
@@ -162,15 +157,20 @@ async fn read<R: prost::Message + Default + 'static>(
     body: Body,
     limit: usize,
 ) -> Result<R, Status> {
-    let encoding = headers.get("grpc-encoding").map(header::HeaderValue::as_bytes);
+    let encoding = headers
+        .get("grpc-encoding")
+        .map(header::HeaderValue::as_bytes);
     if encoding.is_some_and(|encoding| encoding != b"identity") {
-        return Err(Status::unimplemented("compressed requests are not accepted"));
+        return Err(Status::unimplemented(
+            "compressed requests are not accepted",
+        ));
     }
     let decoder = ProstCodec::<R, R>::default().decoder();
     let mut requests = Streaming::new_request(decoder, body, None, Some(limit));
-    requests.message().await?.ok_or_else(|| {
-        Status::invalid_argument("the call carries no request message")
-    })
+    requests
+        .message()
+        .await?
+        .ok_or_else(|| Status::invalid_argument("the call carries no request message"))
 }
 
 /// The body: what is first, then what the hub has.
@@ -222,7 +222,9 @@ impl<E: Encoding> LiveBody<E> {
             return;
         }
         if let Some(newest) = newest {
-            self.metrics.delivery_secs.observe(newest.elapsed().as_secs_f64());
+            self.metrics
+                .delivery_secs
+                .observe(newest.elapsed().as_secs_f64());
         }
         self.handed_over = Some(Instant::now());
     }
@@ -265,7 +267,9 @@ impl<E: Encoding> http_body::Body for LiveBody<E> {
             }
             Err(error) => {
                 this.subscription = None;
-                Poll::Ready(Some(Ok(Frame::trailers(trailers(&into_status(error.into()))))))
+                Poll::Ready(Some(Ok(Frame::trailers(trailers(&into_status(
+                    error.into(),
+                ))))))
             }
         }
     }

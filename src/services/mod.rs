@@ -53,11 +53,10 @@ pub fn routes(routes: Routes, core: &Core) -> Routes {
 /// The descriptors do not fit together: a programming error.
 pub fn with_reflection(routes: Routes) -> Result<Routes, tonic_reflection::server::Error> {
     let builder = || {
-        DESCRIPTORS
-            .iter()
-            .fold(tonic_reflection::server::Builder::configure(), |builder, set| {
-                builder.register_encoded_file_descriptor_set(set)
-            })
+        DESCRIPTORS.iter().fold(
+            tonic_reflection::server::Builder::configure(),
+            |builder, set| builder.register_encoded_file_descriptor_set(set),
+        )
     };
     Ok(routes
         .add_service(builder().build_v1()?)

@@ -2,8 +2,8 @@
 
 use std::convert::Infallible;
 
-use axum::Router;
 use ::http::{Request, Response};
+use axum::Router;
 use tonic::body::Body;
 use tower::{Service, ServiceExt as _};
 

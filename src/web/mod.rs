@@ -37,6 +37,8 @@ impl Service<Request<Body>> for Web {
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         use futures::TryFutureExt as _;
-        self.0.call(request).map_ok(|response| response.map(Body::new))
+        self.0
+            .call(request)
+            .map_ok(|response| response.map(Body::new))
     }
 }

@@ -10,7 +10,11 @@ use crate::support::{TestServer, follow, message, next, send};
 async fn a_subscriber_is_welcomed_and_hears_everyone() {
     let server = TestServer::start().await;
     let mut chat = server.chat().await;
-    let mut stream = chat.subscribe_messages(follow("general", None)).await.unwrap().into_inner();
+    let mut stream = chat
+        .subscribe_messages(follow("general", None))
+        .await
+        .unwrap()
+        .into_inner();
     let welcome: Message = next(&mut stream).await;
     assert_eq!(welcome.id, "system");
     assert_eq!(welcome.user, "System");
@@ -18,15 +22,26 @@ async fn a_subscriber_is_welcomed_and_hears_everyone() {
     assert_eq!(welcome.r#type(), MessageType::System);
     assert_eq!(welcome.sequence, 0);
 
-    let sent = chat.send_message(send("general", "alice", "hello")).await.unwrap().into_inner();
+    let sent = chat
+        .send_message(send("general", "alice", "hello"))
+        .await
+        .unwrap()
+        .into_inner();
     let heard = next(&mut stream).await;
     assert_eq!(heard.id, sent.message_id);
     assert_eq!(heard.sequence, sent.sequence);
     assert_eq!(heard.timestamp, sent.timestamp);
-    assert_eq!((heard.user.as_str(), heard.content.as_str()), ("alice", "hello"));
+    assert_eq!(
+        (heard.user.as_str(), heard.content.as_str()),
+        ("alice", "hello")
+    );
     assert_eq!(heard.r#type(), MessageType::Chat);
 
-    let own = chat.send_message(send("general", "reader", "")).await.unwrap().into_inner();
+    let own = chat
+        .send_message(send("general", "reader", ""))
+        .await
+        .unwrap()
+        .into_inner();
     let heard = next(&mut stream).await;
     assert_eq!((heard.sequence, heard.content.as_str()), (own.sequence, ""));
 }

@@ -1,6 +1,10 @@
 //! Tests of the whole binary and of its parts that need nothing beyond the toolchain.
 
-#![allow(missing_docs, clippy::unwrap_used, reason = "a test that unwraps fails, as it should")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "a test that unwraps fails, as it should"
+)]
 
 mod admin;
 mod chat;

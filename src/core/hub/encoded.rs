@@ -84,7 +84,11 @@ impl EncodedTail {
 
     fn push(&mut self, bytes: Bytes, ends: Vec<(Sequence, usize)>, newest: Timestamp) -> usize {
         let size = bytes.len();
-        self.chunks.push_back(Chunk { bytes, ends, newest });
+        self.chunks.push_back(Chunk {
+            bytes,
+            ends,
+            newest,
+        });
         size
     }
 
@@ -130,17 +134,32 @@ impl EncodedTail {
         for part in parts {
             newest = part.newest;
             let base = bytes.len();
-            ends.extend(part.ends.iter().map(|(sequence, end)| (*sequence, base + end)));
+            ends.extend(
+                part.ends
+                    .iter()
+                    .map(|(sequence, end)| (*sequence, base + end)),
+            );
             bytes.extend_from_slice(&part.bytes);
         }
         let bytes = bytes.freeze();
-        self.chunks.insert(index, Chunk { bytes, ends, newest });
+        self.chunks.insert(
+            index,
+            Chunk {
+                bytes,
+                ends,
+                newest,
+            },
+        );
     }
 
     /// Drops the chunks that end before `start`; returns the bytes freed.
     pub(super) fn evict(&mut self, start: Sequence) -> usize {
         let mut freed = 0;
-        while self.chunks.front().is_some_and(|chunk| chunk.last() < start) {
+        while self
+            .chunks
+            .front()
+            .is_some_and(|chunk| chunk.last() < start)
+        {
             freed += self.chunks.pop_front().map_or(0, |chunk| chunk.bytes.len());
         }
         self.next = self.next.max(start);

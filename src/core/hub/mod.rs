@@ -136,7 +136,10 @@ impl Inner {
     /// Forgets a dropped tail, unless a new one has taken its place.
     fn forget(&self, topic: &Topic) {
         let mut tails = self.lock();
-        if tails.get(topic).is_some_and(|tail| tail.strong_count() == 0) {
+        if tails
+            .get(topic)
+            .is_some_and(|tail| tail.strong_count() == 0)
+        {
             tails.remove(topic);
         }
         self.metrics.tails.set(count(tails.len()));

@@ -12,7 +12,8 @@ use bytes::{Bytes, BytesMut};
 use prometheus::IntGauge;
 
 use super::{
-    SLICE_BYTES, encoded::Encoding,
+    SLICE_BYTES,
+    encoded::Encoding,
     tail::{Place, Tail, Taken, Wait},
 };
 use crate::log::{Error, Limit, Page, Record, Sequence, Timestamp, Topic};
@@ -60,7 +61,14 @@ impl View for Records {
             Taken::New(data, next) => {
                 let records = data.len();
                 let newest = data.last().map(|record| record.time);
-                Taken::New(Batch { data, records, newest }, next)
+                Taken::New(
+                    Batch {
+                        data,
+                        records,
+                        newest,
+                    },
+                    next,
+                )
             }
             Taken::Nothing => Taken::Nothing,
             Taken::Behind => Taken::Behind,
@@ -191,9 +199,9 @@ impl<V: View> Subscription<V> {
     fn read(&mut self) {
         self.source.is_log(true);
         let (engine, topic, from) = (self.tail.engine(), self.topic().clone(), self.cursor);
-        self.reading = Some(Box::pin(async move {
-            engine.read(&topic, from, PAGE).await
-        }));
+        self.reading = Some(Box::pin(
+            async move { engine.read(&topic, from, PAGE).await },
+        ));
     }
 
     /// Moves on behind a page; `None` when it held nothing.
@@ -237,7 +245,11 @@ impl Source {
     fn is_log(&mut self, is_log: bool) {
         if self.is_log != is_log {
             self.is_log = is_log;
-            let (from, to) = if is_log { (&self.tail, &self.log) } else { (&self.log, &self.tail) };
+            let (from, to) = if is_log {
+                (&self.tail, &self.log)
+            } else {
+                (&self.log, &self.tail)
+            };
             from.dec();
             to.inc();
         }
@@ -246,6 +258,10 @@ impl Source {
 
 impl Drop for Source {
     fn drop(&mut self) {
-        if self.is_log { self.log.dec() } else { self.tail.dec() }
+        if self.is_log {
+            self.log.dec()
+        } else {
+            self.tail.dec()
+        }
     }
 }

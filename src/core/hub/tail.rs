@@ -125,7 +125,13 @@ impl Tail {
     ) -> Taken<Vec<Arc<Record>>> {
         self.take(from, wait, |state| {
             let skip = state.position(from);
-            let records: Vec<_> = state.records.iter().skip(skip).take(limit).cloned().collect();
+            let records: Vec<_> = state
+                .records
+                .iter()
+                .skip(skip)
+                .take(limit)
+                .cloned()
+                .collect();
             let next = match records.last() {
                 Some(last) if skip + records.len() < state.records.len() => last.sequence.next(),
                 _ => state.next,
@@ -177,7 +183,11 @@ impl Follower for Tail {
         let mut removed = state.append(from, next, records);
         let added = state.bytes + removed - before;
         removed += state.evict(|bytes| bytes > self.hub.tail_bytes || self.hub.is_over_total());
-        let waiters: Vec<_> = state.waiters.iter_mut().filter_map(|(_, waiter)| waiter.take()).collect();
+        let waiters: Vec<_> = state
+            .waiters
+            .iter_mut()
+            .filter_map(|(_, waiter)| waiter.take())
+            .collect();
         drop(state);
         self.hub.hold(added, removed);
         for waker in waiters {
@@ -224,7 +234,11 @@ impl State {
                 self.bytes -= encoded.evict(self.start);
             }
         }
-        while self.traced.front().is_some_and(|traced| traced.sequence < self.start) {
+        while self
+            .traced
+            .front()
+            .is_some_and(|traced| traced.sequence < self.start)
+        {
             self.traced.pop_front();
         }
         before - self.bytes
@@ -232,7 +246,8 @@ impl State {
 
     /// How many held records lie before `from`.
     fn position(&self, from: Sequence) -> usize {
-        self.records.partition_point(|record| record.sequence < from)
+        self.records
+            .partition_point(|record| record.sequence < from)
     }
 
     /// Encodes what is not yet encoded and slices it from `from` on.

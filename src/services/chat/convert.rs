@@ -169,16 +169,24 @@ impl<'a> Check<'a> {
     }
 
     fn name(&mut self, field: &str, text: String) -> Option<Name> {
-        Name::new(text).map_err(|error| self.violated(field, error)).ok()
+        Name::new(text)
+            .map_err(|error| self.violated(field, error))
+            .ok()
     }
 
     /// A name that may be absent: empty. Blank but not empty is as wrong as elsewhere.
     fn optional(&mut self, field: &str, text: String) -> Option<Name> {
-        if text.is_empty() { None } else { self.name(field, text) }
+        if text.is_empty() {
+            None
+        } else {
+            self.name(field, text)
+        }
     }
 
     fn room(&mut self, text: &str) -> Option<Topic> {
-        Rooms::room(text).map_err(|error| self.violated("room", error)).ok()
+        Rooms::room(text)
+            .map_err(|error| self.violated("room", error))
+            .ok()
     }
 
     fn kind(&mut self, number: i32) -> Option<Kind> {
@@ -215,7 +223,9 @@ impl From<Measurement> for Metric {
             name: measured.name.to_owned(),
             value: measured.value,
             timestamp: Some(timestamp(measured.time.into())),
-            labels: labels.map(|(name, value)| (name.to_owned(), value.into())).collect(),
+            labels: labels
+                .map(|(name, value)| (name.to_owned(), value.into()))
+                .collect(),
         }
     }
 }

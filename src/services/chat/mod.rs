@@ -19,11 +19,7 @@ use super::{
 };
 use crate::{
     call::{Call, into_status},
-    core::{
-        Error,
-        hub::Encoded,
-        rooms::Post,
-    },
+    core::{Error, hub::Encoded, rooms::Post},
     log::Sequence,
     proto::chat::{
         Message, Metric, MetricsRequest, SendMessageRequest, SendMessageResponse, SubscribeRequest,
@@ -176,7 +172,11 @@ impl ChatService for Chat {
             let instance = instance.clone();
             async move {
                 ticks.tick().await;
-                let metrics: Vec<_> = instance.measure(&mut since).into_iter().map(Metric::from).collect();
+                let metrics: Vec<_> = instance
+                    .measure(&mut since)
+                    .into_iter()
+                    .map(Metric::from)
+                    .collect();
                 Some((stream::iter(metrics.into_iter().map(Ok)), (ticks, since)))
             }
         });

@@ -186,7 +186,11 @@ impl Session {
     }
 
     async fn follow(&mut self, room: &Topic, posted: Sequence) -> Result<(), Error> {
-        if self.rooms.iter().any(|known| known.subscription.topic() == room) {
+        if self
+            .rooms
+            .iter()
+            .any(|known| known.subscription.topic() == room)
+        {
             return Ok(());
         }
         let limit = self.core.limits.rooms_per_stream;
@@ -206,8 +210,12 @@ impl Session {
     }
 
     fn heard(&mut self, room: &Topic, records: &[Arc<Record>]) {
-        let others = records.iter().filter(|record| !self.users.contains(&record.publisher));
-        let messages: Vec<_> = others.map(|record| convert::message(room, record)).collect();
+        let others = records
+            .iter()
+            .filter(|record| !self.users.contains(&record.publisher));
+        let messages: Vec<_> = others
+            .map(|record| convert::message(room, record))
+            .collect();
         self.outgoing.extend(messages);
         self.moved();
     }

@@ -91,7 +91,10 @@ impl TestServer {
     /// Waits until `/readyz` says so.
     pub async fn ready(&self) {
         super::eventually("readiness", || async {
-            self.admin_get("/readyz").await.starts_with("HTTP/1.1 200").then_some(())
+            self.admin_get("/readyz")
+                .await
+                .starts_with("HTTP/1.1 200")
+                .then_some(())
         })
         .await;
     }
@@ -116,7 +119,10 @@ impl TestServer {
 
     /// Waits for its end; returns the exit code.
     pub async fn exit_code(&mut self) -> Option<i32> {
-        soon("the process to end", self.child.wait()).await.expect("a status").code()
+        soon("the process to end", self.child.wait())
+            .await
+            .expect("a status")
+            .code()
     }
 
     pub fn pid(&self) -> u32 {
@@ -157,7 +163,9 @@ impl TestServer {
 
     /// A chat client on a connection of its own.
     pub async fn chat(&self) -> ChatServiceClient<Channel> {
-        ChatServiceClient::new(self.channel().await).max_decoding_message_size(64 << 20).max_encoding_message_size(64 << 20)
+        ChatServiceClient::new(self.channel().await)
+            .max_decoding_message_size(64 << 20)
+            .max_encoding_message_size(64 << 20)
     }
 
     /// The whole HTTP/1.1 response of the admin port.
@@ -168,14 +176,20 @@ impl TestServer {
     /// The value of a metric line that starts with `series`; zero when there is none.
     pub async fn metric(&self, series: &str) -> f64 {
         let text = self.admin_get("/metrics").await;
-        let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         value.map_or(0.0, |value| value.trim().parse().expect("a number"))
     }
 
     /// The server's resident memory in bytes.
     pub fn resident_bytes(&self) -> u64 {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).expect("statm");
-        let pages: u64 = statm.split(' ').nth(1).and_then(|text| text.parse().ok()).expect("pages");
+        let pages: u64 = statm
+            .split(' ')
+            .nth(1)
+            .and_then(|text| text.parse().ok())
+            .expect("pages");
         pages * rustix::param::page_size() as u64
     }
 }
@@ -203,9 +217,13 @@ pub fn binary() -> PathBuf {
 
 /// The first address behind `label` in the start-up line.
 fn address(line: &str, label: &str) -> SocketAddr {
-    let rest = line.split_once(label).unwrap_or_else(|| panic!("no {label:?} in {line:?}")).1;
+    let rest = line
+        .split_once(label)
+        .unwrap_or_else(|| panic!("no {label:?} in {line:?}"))
+        .1;
     let text = rest.split([',', ' ', ';', ')']).next().unwrap_or_default();
-    text.parse().unwrap_or_else(|_| panic!("no address behind {label:?} in {line:?}"))
+    text.parse()
+        .unwrap_or_else(|_| panic!("no address behind {label:?} in {line:?}"))
 }
 
 /// One HTTP/1.1 request on a connection of its own; empty when nobody answers.
