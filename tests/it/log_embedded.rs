@@ -1,6 +1,6 @@
 //! What the embedded engine promises beyond the contract: restarts, crashes, faults, full disks.
 
-use std::{fs, io, sync::Arc, time::Duration};
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
 use bytesize::ByteSize;
 use futures::future::join_all;
@@ -37,6 +37,17 @@ async fn health_is(engine: &Embedded, wanted: impl Fn(&Health) -> bool) {
         "health stays {:?}",
         engine.health().borrow()
     );
+}
+
+/// Bytes of the files below `dir`.
+fn used_bytes(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let bytes = entries.map(|entry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => used_bytes(&entry.path()),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    });
+    bytes.sum()
 }
 
 /// The database's only journal.
@@ -485,6 +496,33 @@ async fn log_bytes_are_what_the_disk_holds() {
         "{}",
         metrics.log_bytes.get()
     );
+}
+
+#[tokio::test]
+async fn a_trim_gives_the_disk_its_room_back() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let topic = room("shrinks");
+    let engine = open(&config);
+    for _ in 0..10 {
+        let batch = vec![record(&topic, vec![1; 100 * 1024]); 40];
+        append(&engine, batch).await;
+    }
+    let tables = config.dir.join("db/keyspaces");
+    let mib = 1024 * 1024;
+    eventually("write buffers reach the disk", async || {
+        used_bytes(&tables) > 16 * mib
+    })
+    .await;
+    eventually("the room is back", async || {
+        engine.trim(&topic, Sequence(401)).await.unwrap();
+        used_bytes(&tables) < 4 * mib
+    })
+    .await;
+    drop(engine);
+    let engine = open(&config);
+    assert_eq!(append_all(&engine, &topic, &["y"]).await, [Sequence(401)]);
+    assert_eq!(payloads(&read_all(&engine, &topic).await), ["y"]);
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 //! expiry    time 8 │ topic id 8 │ key hash 16     →  nothing
 //! meta      "format"                              →  format 4
 //!           "topics"                              →  next topic id 8
+//!           "reclaimed"                           →  nothing
 //! ```
 //!
 //! `start` counts the bytes of the topic's record values before this one, so the size of any range of records is known from
@@ -24,6 +25,9 @@ pub(super) const FORMAT: u32 = 1;
 pub(super) const META_FORMAT: &[u8] = b"format";
 /// Key of the next topic id in `meta`.
 pub(super) const META_TOPICS: &[u8] = b"topics";
+
+/// Key in `meta` that is written for the sake of writing.
+pub(super) const META_RECLAIMED: &[u8] = b"reclaimed";
 
 /// Bytes before the record in a value of `records`.
 const START_BYTES: usize = 8;

@@ -229,7 +229,8 @@ impl Engine for Embedded {
             })
             .await?
         {}
-        Ok(())
+        let topic = topic.clone();
+        self.on_disk(move |store| store.reclaim(&topic)).await
     }
 
     async fn topics(

@@ -5,6 +5,7 @@ use std::{fs, path::Path, sync::Arc};
 use fjall::{
     AbstractTree, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot,
     UserValue,
+    compaction::Leveled,
     config::{BlockSizePolicy, FilterPolicy},
 };
 
@@ -18,6 +19,8 @@ use crate::log::{
 
 /// Memory for unwritten records; at most [`MAX_SEALED`] more of them wait for the disk.
 const RECORDS_MEMTABLE_BYTES: u64 = 8 * 1024 * 1024;
+/// Size of a file of records. Trimmed records leave the disk file by file.
+const RECORDS_TABLE_BYTES: u64 = 16 * 1024 * 1024;
 /// Memory for unwritten entries of each other keyspace.
 const OTHER_MEMTABLE_BYTES: u64 = 2 * 1024 * 1024;
 /// Write buffers waiting for the disk at which appends wait. Fjall itself waits at four, but without looking whether its
@@ -44,6 +47,15 @@ pub(super) struct Last {
     pub(super) time: Timestamp,
     /// Where the next record starts.
     pub(super) end: u64,
+}
+
+/// What retention drops of a topic.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cut {
+    /// The first record that stays.
+    pub(super) first: Sequence,
+    /// Bytes of what goes.
+    pub(super) bytes: u64,
 }
 
 impl Store {
@@ -227,7 +239,7 @@ impl Store {
         topic: &Topic,
         oldest: Timestamp,
         bytes: u64,
-    ) -> Result<Option<Sequence>, Error> {
+    ) -> Result<Option<Cut>, Error> {
         let view = self.view();
         let Some(entry) = view.topic(topic)? else {
             return Ok(None);
@@ -240,11 +252,37 @@ impl Store {
             Ok(layout::time_of(value)? < oldest || size > bytes)
         };
         // Most topics have nothing to drop, which their first record tells.
-        if !is_dropped(&view.value(entry.id, entry.first)?)? {
+        let oldest_kept = view.value(entry.id, entry.first)?;
+        if !is_dropped(&oldest_kept)? {
             return Ok(None);
         }
-        view.search(entry, last.sequence.next(), is_dropped)
-            .map(Some)
+        let tail = last.sequence.next();
+        let first = view.search(entry, tail, is_dropped)?;
+        let end = if first == tail {
+            last.end
+        } else {
+            layout::start_of(&view.value(entry.id, first)?)?
+        };
+        let bytes = end - layout::start_of(&oldest_kept)?;
+        Ok(Some(Cut { first, bytes }))
+    }
+
+    /// Gives the disk back what holds only records that were trimmed from the topic. The database would get there by itself,
+    /// but only as new records come in, which a full disk does not let happen. May wait for a running compaction.
+    pub(super) fn reclaim(&self, topic: &Topic) -> Result<(), Error> {
+        let Some(entry) = self.topic(topic)? else {
+            return Ok(());
+        };
+        let from = layout::record_key(entry.id, Sequence(0));
+        let to = layout::record_key(entry.id, entry.first);
+        let dropped = self.records.tree.drop_range(from..to);
+        dropped.map_err(|error| Error::Unavailable(error.to_string()))?;
+        self.records.rotate_memtable().map_err(failed_read)?;
+        // Files go with the last version that names them; versions are let go when a write buffer is put away after a write.
+        let written = self.meta.insert(layout::META_RECLAIMED, []);
+        written.map_err(failed_read)?;
+        self.meta.rotate_memtable().map_err(failed_read)?;
+        Ok(())
     }
 
     pub(super) fn topics(
@@ -370,8 +408,10 @@ fn decode_entry(stored: Option<UserValue>) -> Result<Option<TopicEntry>, Error> 
 
 /// Records are found by position or by range, never missed: no filters. Larger blocks make catching up cheaper.
 fn records() -> KeyspaceCreateOptions {
+    let leveled = Leveled::default().with_table_target_size(RECORDS_TABLE_BYTES);
     KeyspaceCreateOptions::default()
         .max_memtable_size(RECORDS_MEMTABLE_BYTES)
+        .compaction_strategy(Arc::new(leveled))
         .filter_policy(FilterPolicy::disabled())
         .data_block_size_policy(BlockSizePolicy::all(16 * 1024))
 }

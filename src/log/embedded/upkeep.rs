@@ -20,6 +20,8 @@ use crate::{
 
 /// Topics looked at before others get a turn at the database.
 const TOPICS_PAGE: usize = 256;
+/// What retention has to drop from one topic so that looking for files to delete is worth it.
+const RECLAIM_BYTES: u64 = 4 * 1024 * 1024;
 
 pub(super) struct Upkeep {
     shared: Arc<Shared>,
@@ -96,11 +98,15 @@ impl Upkeep {
         let retention = self.retention.of(topic.space());
         let oldest = Timestamp::now().before(retention.age);
         let bytes = retention.bytes.as_u64();
-        let first = self.shared.store()?.retained_from(&topic, oldest, bytes)?;
-        match first {
-            Some(first) => self.trim(&topic, first),
-            None => Ok(()),
+        let cut = self.shared.store()?.retained_from(&topic, oldest, bytes)?;
+        let Some(cut) = cut else {
+            return Ok(());
+        };
+        self.trim(&topic, cut.first)?;
+        if cut.bytes >= RECLAIM_BYTES {
+            self.shared.store()?.reclaim(&topic)?;
         }
+        Ok(())
     }
 
     fn trim(&self, topic: &Topic, before: Sequence) -> Result<(), Error> {
