@@ -2,6 +2,7 @@
 //!
 //! Records go to stdout, everything else to stderr. No command keeps state: each is a thin user of [`crate::client`].
 
+pub mod bench;
 mod chat;
 pub mod config;
 mod failure;
@@ -59,6 +60,7 @@ enum Command {
     Publish(publish::PublishArgs),
     Health(health::HealthArgs),
     Config(config::Args),
+    Bench(Box<bench::BenchArgs>),
 }
 
 /// Runs a subcommand to its end.
@@ -76,7 +78,13 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Publish(args) => interruptible(publish::run(args)).await,
         Command::Health(args) => interruptible(health::run(args)).await,
         Command::Config(args) => config::run(args),
+        Command::Bench(args) => interruptible(measure(*args)).await,
     }
+}
+
+async fn measure(args: bench::BenchArgs) -> Result<(), Failure> {
+    let measured = bench::run(args).await;
+    measured.map_err(|error| Failure::failed(format!("{error:#}")))
 }
 
 /// Which server to talk to.
