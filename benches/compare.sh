@@ -92,6 +92,17 @@ await_port() {
     done
 }
 
+# Waits until Weir has recovered its log and takes calls: pid, port.
+await_health() {
+    tries=0
+    until "$weir" health --addr "http://127.0.0.1:$2" >/dev/null 2>&1; do
+        kill -0 "$1" 2>/dev/null || fail "weir ended at once" "$work/weir.log"
+        tries=$((tries + 1))
+        [ $tries -lt 100 ] || fail "weir does not get ready" "$work/weir.log"
+        sleep 0.1
+    done
+}
+
 # Prints a port that nothing uses at the moment; offsets keep the ports of one run apart.
 free_port() {
     port=$((20000 + ($$ * 7 + $1 * 1009) % 12000))
@@ -141,6 +152,7 @@ if [ -n "$nats_server" ]; then
     set -- --nats-addr "127.0.0.1:$nats_port" --nats-pid "$pid" "$@"
 fi
 await_port "$weir_pid" "$weir_port" weir
+[ "${WEIR_SERVER:-weir}" = naive ] || await_health "$weir_pid" "$weir_port"
 await_port "$naive_pid" "$naive_port" naive
 
 (
