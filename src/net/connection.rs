@@ -9,16 +9,18 @@ use std::{
     io,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
-use futures::stream::{FuturesUnordered, StreamExt as _};
 use hyper::rt::Executor;
 use hyper_util::{rt::TokioTimer, server::conn::auto};
 use pin_project_lite::pin_project;
 
-use super::io::Flusher;
+use super::{
+    io::Flusher,
+    tasks::{Task, Tasks},
+};
 
 /// HTTP/2 frames at most this large are accepted: bulk uploads cost a third less than with the default of 16 KiB.
 const MAX_FRAME_BYTES: u32 = 1024 * 1024;
@@ -29,6 +31,9 @@ const MAX_LOCAL_RESETS: usize = 16 * 1024;
 const MAX_HEADER_BYTES: u32 = 64 * 1024;
 /// What h2 holds of one stream's output before the stream has to wait.
 const MAX_SEND_BYTES: usize = 256 * 1024;
+
+/// Rounds of polling before the connection gives way to the runtime's other tasks.
+const ROUNDS: usize = 32;
 
 /// What every connection is served with.
 #[derive(Debug, Clone)]
@@ -74,8 +79,6 @@ impl Settings {
     }
 }
 
-type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
-
 /// Collects the streams that hyper spawns, until the connection takes them over. It never holds more than the connection
 /// accepted in one poll.
 #[derive(Clone, Default)]
@@ -100,31 +103,31 @@ pin_project! {
         #[pin]
         protocol: C,
         spawned: Streams,
-        streams: FuturesUnordered<Task>,
+        tasks: Tasks,
+        waker: Waker,
         flusher: Flusher,
-        outcome: Option<Result<(), hyper_error::Error>>,
+        outcome: Option<io::Result<()>>,
     }
-}
-
-mod hyper_error {
-    /// What hyper-util's connections fail with.
-    pub(super) type Error = Box<dyn std::error::Error + Send + Sync>;
 }
 
 impl<C> Connection<C> {
     pub(super) fn new(protocol: C, spawned: Streams, flusher: Flusher) -> Self {
+        let tasks = Tasks::new();
         Self {
             protocol,
             spawned,
-            streams: FuturesUnordered::new(),
+            waker: tasks.protocol_waker(),
+            tasks,
             flusher,
             outcome: None,
         }
     }
 
-    /// The protocol, to ask it for a graceful end.
+    /// The protocol, to ask it for a graceful end; it is polled next.
     pub(super) fn protocol(self: Pin<&mut Self>) -> Pin<&mut C> {
-        self.project().protocol
+        let this = self.project();
+        this.waker.wake_by_ref();
+        this.protocol
     }
 
     /// Whether the peer sent less than an HTTP/2 preface.
@@ -134,32 +137,40 @@ impl<C> Connection<C> {
     }
 }
 
-impl<C> Future for Connection<C>
+impl<C, E> Future for Connection<C>
 where
-    C: Future<Output = Result<(), hyper_error::Error>>,
+    C: Future<Output = Result<(), E>>,
+    E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     type Output = io::Result<()>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        while this.outcome.is_none() {
-            while let Poll::Ready(Some(())) = this.streams.poll_next_unpin(cx) {}
-            if let Poll::Ready(outcome) = this.protocol.as_mut().poll(cx) {
-                *this.outcome = Some(outcome);
+        // What the socket makes ready is the protocol's business: whoever waits to write is woken as the protocol.
+        let mut protocol_cx = Context::from_waker(this.waker);
+        for _ in 0..ROUNDS {
+            let round = this.tasks.poll_round();
+            if round.is_protocol_ready && this.outcome.is_none() {
+                if let Poll::Ready(outcome) = this.protocol.as_mut().poll(&mut protocol_cx) {
+                    *this.outcome = Some(outcome.map_err(io::Error::other));
+                }
+                for task in this.spawned.take() {
+                    this.tasks.add(task);
+                }
             }
-            let spawned = this.spawned.take();
-            if spawned.is_empty() {
+            if round.is_idle || this.outcome.is_some() {
                 break;
             }
-            this.streams.extend(spawned);
         }
-        let drained = this.flusher.poll_drain(cx)?;
-        match this.outcome.take() {
-            Some(outcome) if drained.is_ready() => Poll::Ready(outcome.map_err(io::Error::other)),
-            outcome => {
-                *this.outcome = outcome;
-                Poll::Pending
-            }
+        let drained = this.flusher.poll_drain(&mut protocol_cx)?;
+        if drained.is_ready()
+            && let Some(outcome) = this.outcome.take()
+        {
+            return Poll::Ready(outcome);
         }
+        if this.tasks.poll_sleep(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
     }
 }

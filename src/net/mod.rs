@@ -7,6 +7,7 @@
 mod connection;
 mod io;
 mod listener;
+mod tasks;
 
 pub use connection::Settings;
 pub use listener::{Acceptor, Closing, bind};
