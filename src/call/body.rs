@@ -30,7 +30,7 @@ impl Limits {
         call: &Call,
         cx: &mut Context<'_>,
     ) -> Poll<(Status, &'static str)> {
-        if let Some(registered) = &self.registered
+        if let Some(registered) = &mut self.registered
             && let Poll::Ready(ending) = registered.poll_ending(cx)
         {
             let reason = match ending {

@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -103,6 +103,7 @@ impl Streams {
             streams: Arc::clone(&self.0),
             slot,
             key,
+            waker: None,
         }
     }
 
@@ -175,14 +176,21 @@ pub struct Registered {
     streams: Arc<Inner>,
     slot: Arc<Slot>,
     key: (Instant, u64),
+    /// The waker that waits in the slot; a stream is polled far more often than it moves.
+    waker: Option<Waker>,
 }
 
 impl Registered {
     /// Ready when the server ends the stream.
-    pub(super) fn poll_ending(&self, cx: &Context<'_>) -> Poll<Ending> {
+    pub(super) fn poll_ending(&mut self, cx: &Context<'_>) -> Poll<Ending> {
         if let Some(ending) = self.slot.ending() {
             return Poll::Ready(ending);
         }
+        let waits = |waker: &Waker| waker.will_wake(cx.waker());
+        if self.waker.as_ref().is_some_and(waits) {
+            return Poll::Pending;
+        }
+        self.waker = Some(cx.waker().clone());
         self.slot.waker.register(cx.waker());
         match self.slot.ending() {
             Some(ending) => Poll::Ready(ending),
@@ -201,7 +209,7 @@ impl Drop for Registered {
 mod tests {
     use super::*;
 
-    async fn ending(registered: &Registered) -> Ending {
+    async fn ending(registered: &mut Registered) -> Ending {
         std::future::poll_fn(|cx| registered.poll_ending(cx)).await
     }
 
@@ -211,8 +219,8 @@ mod tests {
         let aging = streams.clone();
         let clock = tokio::spawn(async move { aging.age().await });
         let start = Instant::now();
-        for registered in [streams.register(), streams.register()] {
-            assert_eq!(ending(&registered).await, Ending::MaxAge);
+        for mut registered in [streams.register(), streams.register()] {
+            assert_eq!(ending(&mut registered).await, Ending::MaxAge);
             let age = start.elapsed().as_secs();
             assert!((90..=110).contains(&age), "ended after {age} s");
         }
@@ -229,8 +237,8 @@ mod tests {
             let streams = streams.clone();
             async move { streams.drain(Duration::from_secs(10)).await }
         });
-        let ends = registered.into_iter().map(|registered| async move {
-            assert_eq!(ending(&registered).await, Ending::Drain);
+        let ends = registered.into_iter().map(|mut registered| async move {
+            assert_eq!(ending(&mut registered).await, Ending::Drain);
             start.elapsed().as_secs()
         });
         let mut buckets = [0; 11];
@@ -239,7 +247,7 @@ mod tests {
         }
         assert!(buckets.iter().all(|count| *count <= 20), "{buckets:?}");
         drain.await.unwrap();
-        assert_eq!(ending(&streams.register()).await, Ending::Drain);
+        assert_eq!(ending(&mut streams.register()).await, Ending::Drain);
         assert_eq!(streams.count(), 0);
     }
 }

@@ -31,7 +31,9 @@ pub(super) struct Tasks {
 
 struct Stream {
     future: Task,
-    waker: Arc<TaskWaker>,
+    state: Arc<TaskWaker>,
+    /// `state` as a waker, made once.
+    waker: Waker,
 }
 
 /// Who wants to be polled, and who polls them.
@@ -96,13 +98,17 @@ impl Tasks {
     /// Adds a stream, ready to be polled.
     pub(super) fn add(&mut self, future: Task) {
         let entry = self.streams.vacant_entry();
-        let waker = Arc::new(TaskWaker {
+        let state = Arc::new(TaskWaker {
             key: entry.key(),
             is_queued: AtomicBool::new(false),
             ready: Arc::clone(&self.ready),
         });
-        waker.wake_by_ref();
-        entry.insert(Stream { future, waker });
+        state.wake_by_ref();
+        entry.insert(Stream {
+            future,
+            waker: Waker::from(Arc::clone(&state)),
+            state,
+        });
     }
 
     /// Polls every stream that is ready, each once; returns whether the protocol is ready too, and whether anything was.
@@ -130,12 +136,9 @@ impl Tasks {
         let Some(stream) = self.streams.get_mut(key) else {
             return;
         };
-        stream.waker.is_queued.store(false, Ordering::Release);
-        let waker = Waker::from(Arc::clone(&stream.waker));
-        let polled = stream
-            .future
-            .as_mut()
-            .poll(&mut Context::from_waker(&waker));
+        stream.state.is_queued.store(false, Ordering::Release);
+        let mut cx = Context::from_waker(&stream.waker);
+        let polled = stream.future.as_mut().poll(&mut cx);
         if polled.is_ready() {
             self.streams.remove(key);
         }

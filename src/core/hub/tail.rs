@@ -34,9 +34,16 @@ struct State {
     encoded: Vec<EncodedTail>,
     bytes: usize,
     /// One place for each subscriber; filled while it waits.
-    waiters: Slab<Option<Waker>>,
+    waiters: Slab<Waiter>,
     /// Sampled records nobody took yet, for the trace of their first delivery.
     traced: VecDeque<Arc<Record>>,
+}
+
+/// A subscriber's waker, kept while it does not wait too: it is most often the same again.
+#[derive(Default)]
+struct Waiter {
+    waker: Option<Waker>,
+    is_waiting: bool,
 }
 
 /// A subscriber's place among the waiters.
@@ -109,7 +116,7 @@ impl Tail {
 
     /// A place to wait, for one subscriber.
     pub(super) fn join(&self) -> Place {
-        Place(self.lock().waiters.insert(None))
+        Place(self.lock().waiters.insert(Waiter::default()))
     }
 
     pub(super) fn leave(&self, place: &Place) {
@@ -145,7 +152,9 @@ impl Tail {
         self.take(from, wait, |state| {
             let before = state.bytes;
             let slice = state.encode::<E>(&self.topic, from);
-            self.hub.hold(state.bytes - before, 0);
+            if state.bytes > before {
+                self.hub.hold(state.bytes - before, 0);
+            }
             let next = slice.next;
             (slice, next)
         })
@@ -183,16 +192,9 @@ impl Follower for Tail {
         let mut removed = state.append(from, next, records);
         let added = state.bytes + removed - before;
         removed += state.evict(|bytes| bytes > self.hub.tail_bytes || self.hub.is_over_total());
-        let waiters: Vec<_> = state
-            .waiters
-            .iter_mut()
-            .filter_map(|(_, waiter)| waiter.take())
-            .collect();
+        state.wake();
         drop(state);
         self.hub.hold(added, removed);
-        for waker in waiters {
-            waker.wake();
-        }
         if !was_started {
             self.started.notify_waiters();
         }
@@ -275,9 +277,21 @@ impl State {
 
     fn wait(&mut self, wait: Wait<'_>) {
         if let Some(waiter) = self.waiters.get_mut(wait.place.0) {
-            match waiter {
+            waiter.is_waiting = true;
+            match &mut waiter.waker {
                 Some(waker) => waker.clone_from(wait.waker),
-                None => *waiter = Some(wait.waker.clone()),
+                None => waiter.waker = Some(wait.waker.clone()),
+            }
+        }
+    }
+
+    /// Wakes whoever waits, once. Wakers only note that somebody is ready; none of them comes back here.
+    fn wake(&mut self) {
+        for (_, waiter) in &mut self.waiters {
+            if std::mem::take(&mut waiter.is_waiting)
+                && let Some(waker) = &waiter.waker
+            {
+                waker.wake_by_ref();
             }
         }
     }
