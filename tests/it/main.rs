@@ -9,6 +9,7 @@
 mod admin;
 mod chat;
 mod config;
+mod hub;
 mod log_conformance;
 mod log_embedded;
 mod log_model;
