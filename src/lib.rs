@@ -22,6 +22,10 @@ pub mod proto {
     pub mod chat {
         tonic::include_proto!("chat");
     }
+    /// Package `helloworld`.
+    pub mod helloworld {
+        tonic::include_proto!("helloworld");
+    }
     /// All descriptors, for reflection and the call layer.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }

@@ -4,6 +4,7 @@
 //! own. What all calls share is in [`crate::call`]; what hot subscriptions share is in [`live`].
 
 mod chat;
+mod helloworld;
 mod incoming;
 mod live;
 
@@ -31,7 +32,12 @@ pub struct Core {
 }
 
 /// Names of the services whose health is reported beside the server's own.
-pub const SERVICE_NAMES: &[&str] = &["chat.ChatService"];
+pub const SERVICE_NAMES: &[&str] = &[
+    "chat.ChatService",
+    "helloworld.ServerStreamServer",
+    "helloworld.ClientStreamServer",
+    "helloworld.AllStreamServer",
+];
 
 /// Descriptor sets of everything served, for reflection and for [`Methods`].
 pub const DESCRIPTORS: &[&[u8]] = &[
@@ -44,7 +50,7 @@ pub const DESCRIPTORS: &[&[u8]] = &[
 /// Adds the domain's services to `routes`.
 #[must_use]
 pub fn routes(routes: Routes, core: &Core) -> Routes {
-    routes.add_service(chat::routes(core))
+    helloworld::add(routes.add_service(chat::routes(core)), core)
 }
 
 /// Adds reflection, in both of its versions.

@@ -9,6 +9,7 @@
 mod admin;
 mod chat;
 mod config;
+mod helloworld;
 mod hub;
 mod log_conformance;
 mod log_embedded;
