@@ -23,7 +23,7 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What a subscription delivers: knows its position.
 pub trait Sequenced {
-    /// The position in its topic; 0 on what is not a record.
+    /// The position in the log; 0 on what is not a record.
     fn sequence(&self) -> u64;
 
     /// Whether this is what the server says at the start of every stream; a reconnect does not repeat it.

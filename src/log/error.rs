@@ -20,11 +20,11 @@ pub enum Error {
     /// Records at or after the wanted position were dropped by retention.
     #[error("records before {first} are no longer retained")]
     Trimmed {
-        /// The first position that is retained.
+        /// The first position at or after which nothing was dropped.
         first: Sequence,
     },
-    /// The wanted position lies after the tail.
-    #[error("the topic ends before {tail}")]
+    /// The wanted position lies after the log's tail.
+    #[error("the log ends before {tail}")]
     BeyondTail {
         /// The first position not written yet.
         tail: Sequence,

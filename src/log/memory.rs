@@ -59,11 +59,23 @@ pub struct Memory {
     health: watch::Sender<Health>,
 }
 
-type Followers = HashMap<Topic, Vec<(u64, Weak<dyn Follower>)>>;
+type Followers = HashMap<Topic, Vec<Following>>;
 type DedupeKey = (Topic, [u8; 16]);
+/// New records of each topic, to be shown to its followers; never empty.
+type News = BTreeMap<Topic, Vec<Arc<Record>>>;
+
+/// One follower of a topic.
+struct Following {
+    token: u64,
+    follower: Weak<dyn Follower>,
+    /// Where its next call begins.
+    next: Sequence,
+}
 
 #[derive(Default)]
 struct State {
+    /// The last sequence used, by any topic.
+    last: Sequence,
     topics: BTreeMap<Topic, Log>,
     keys: HashMap<DedupeKey, Known>,
     expiry: VecDeque<(Timestamp, DedupeKey)>,
@@ -72,17 +84,9 @@ struct State {
 
 struct Log {
     first: Sequence,
-    next: Sequence,
     last_time: Timestamp,
     records: VecDeque<Arc<Record>>,
     bytes: u64,
-}
-
-/// New records of one topic, to be shown to its followers.
-struct News {
-    from: Sequence,
-    next: Sequence,
-    records: Vec<Arc<Record>>,
 }
 
 impl Memory {
@@ -111,20 +115,25 @@ impl Memory {
         Ok(state)
     }
 
-    /// Runs `use_log` on the topic's log after retention; on an empty one when nobody wrote to it.
-    fn with_log<T>(&self, topic: &Topic, use_log: impl FnOnce(&mut Log) -> T) -> Result<T, Error> {
+    /// Runs `use_log` on the topic's log after retention, and on the tail of all; on an empty log when nobody wrote to it.
+    fn with_log<T>(
+        &self,
+        topic: &Topic,
+        use_log: impl FnOnce(&mut Log, Sequence) -> T,
+    ) -> Result<T, Error> {
         let mut state = self.open_state()?;
+        let tail = state.last.next();
         let Some(log) = state.topics.get_mut(topic) else {
-            return Ok(use_log(&mut Log::new()));
+            return Ok(use_log(&mut Log::new(), tail));
         };
         let dropped = log.retain(self.options.retention.of(topic.space()));
         self.meters.trimmed(topic.space(), dropped);
-        Ok(use_log(log))
+        Ok(use_log(log, tail))
     }
 
-    fn store(&self, batch: Vec<NewRecord>) -> Result<(Vec<Outcome>, BTreeMap<Topic, News>), Error> {
+    fn store(&self, batch: Vec<NewRecord>) -> Result<(Vec<Outcome>, News), Error> {
         let mut state = self.open_state()?;
-        let mut news = BTreeMap::new();
+        let mut news = News::new();
         let outcomes = batch
             .into_iter()
             .map(|record| self.store_one(&mut state, record, &mut news))
@@ -132,12 +141,7 @@ impl Memory {
         Ok((outcomes, news))
     }
 
-    fn store_one(
-        &self,
-        state: &mut State,
-        record: NewRecord,
-        news: &mut BTreeMap<Topic, News>,
-    ) -> Outcome {
+    fn store_one(&self, state: &mut State, record: NewRecord, news: &mut News) -> Outcome {
         let fingerprint = Fingerprint::of(&record);
         let topic = record.topic.clone();
         if let Some(fingerprint) = &fingerprint
@@ -147,30 +151,42 @@ impl Memory {
             return known.repeated_by(fingerprint);
         }
         let bytes = record.size() as u64;
+        state.last = state.last.next();
         let log = state.topics.entry(topic.clone()).or_insert_with(Log::new);
-        let record = log.push(record);
+        let record = log.push(record, state.last);
         self.meters.appended(topic.space(), 1, bytes);
         if let Some(fingerprint) = fingerprint {
             state.remember(&topic, &fingerprint, &record);
         }
         let (sequence, time) = (record.sequence, record.time);
-        let news = news.entry(topic).or_insert_with(|| News::at(sequence));
-        news.records.push(record);
-        news.next = sequence.next();
+        news.entry(topic).or_default().push(record);
         Outcome::Stored { sequence, time }
     }
 
-    fn show(&self, topic: &Topic, news: &News) {
-        let followers = match lock(&self.followers).get_mut(topic) {
-            Some(followers) => {
-                followers.retain(|(_, follower)| follower.strong_count() > 0);
-                followers.clone()
-            }
-            None => return,
+    fn show(&self, topic: &Topic, records: &[Arc<Record>]) {
+        let Some(last) = records.last() else {
+            return;
         };
-        for follower in followers.iter().filter_map(|(_, weak)| weak.upgrade()) {
-            follower.records(news.from, news.next, &news.records);
+        let next = last.sequence.next();
+        for (follower, from) in self.turns(topic, next) {
+            follower.records(from, next, records);
         }
+    }
+
+    /// The topic's followers, each with where its call begins; they are noted to have seen everything up to `next`.
+    fn turns(&self, topic: &Topic, next: Sequence) -> Vec<(Arc<dyn Follower>, Sequence)> {
+        let mut followers = lock(&self.followers);
+        let Some(of_topic) = followers.get_mut(topic) else {
+            return Vec::new();
+        };
+        of_topic.retain(|following| following.follower.strong_count() > 0);
+        of_topic
+            .iter_mut()
+            .filter_map(|following| {
+                let from = std::mem::replace(&mut following.next, next);
+                Some((following.follower.upgrade()?, from))
+            })
+            .collect()
     }
 }
 
@@ -181,8 +197,8 @@ impl Engine for Memory {
         let (resolve, ack) = Ack::pending();
         let turn = lock(&self.turn);
         let (outcomes, news) = self.store(batch)?;
-        for (topic, news) in &news {
-            self.show(topic, news);
+        for (topic, records) in &news {
+            self.show(topic, records);
         }
         drop(turn);
         let append_secs = &self.meters.metrics.append_secs;
@@ -193,28 +209,32 @@ impl Engine for Memory {
     }
 
     async fn read(&self, topic: &Topic, from: Sequence, limit: Limit) -> Result<Page, Error> {
-        self.with_log(topic, |log| log.read(from, limit))?
+        self.with_log(topic, |log, tail| log.read(from, tail, limit))?
     }
 
     async fn seek(&self, topic: &Topic, time: Timestamp) -> Result<Sequence, Error> {
-        self.with_log(topic, |log| log.seek(time))
+        self.with_log(topic, |log, tail| log.seek(time).unwrap_or(tail))
     }
 
     async fn bounds(&self, topic: &Topic) -> Result<Bounds, Error> {
-        self.with_log(topic, |log| Bounds {
+        self.with_log(topic, |log, tail| Bounds {
             first: log.first,
-            tail: log.next,
+            tail,
         })
     }
 
     async fn follow(&self, topic: &Topic, follower: Weak<dyn Follower>) -> Result<Follow, Error> {
         let _turn = lock(&self.turn);
-        let tail = self.with_log(topic, |log| log.next)?;
+        let tail = self.open_state()?.last.next();
         let token = self.tokens.fetch_add(1, Ordering::Relaxed);
         lock(&self.followers)
             .entry(topic.clone())
             .or_default()
-            .push((token, follower.clone()));
+            .push(Following {
+                token,
+                follower: follower.clone(),
+                next: tail,
+            });
         let (followers, topic) = (self.followers.clone(), topic.clone());
         let follow = Follow::new(move || forget(&mut lock(&followers), &topic, token));
         if let Some(follower) = follower.upgrade() {
@@ -224,7 +244,7 @@ impl Engine for Memory {
     }
 
     async fn trim(&self, topic: &Topic, before: Sequence) -> Result<(), Error> {
-        let dropped = self.with_log(topic, |log| log.trim(before))?;
+        let dropped = self.with_log(topic, |log, _| log.trim(before))?;
         self.meters.trimmed(topic.space(), dropped);
         Ok(())
     }
@@ -277,32 +297,20 @@ impl State {
     }
 }
 
-impl News {
-    const fn at(from: Sequence) -> Self {
-        Self {
-            from,
-            next: from,
-            records: Vec::new(),
-        }
-    }
-}
-
 impl Log {
     const fn new() -> Self {
         Self {
             first: Sequence::FIRST,
-            next: Sequence::FIRST,
             last_time: Timestamp(0),
             records: VecDeque::new(),
             bytes: 0,
         }
     }
 
-    fn push(&mut self, record: NewRecord) -> Arc<Record> {
+    fn push(&mut self, record: NewRecord, sequence: Sequence) -> Arc<Record> {
         let time = Timestamp::now().max(self.last_time);
-        let record = Arc::new(record.into_record(self.next, time));
+        let record = Arc::new(record.into_record(sequence, time));
         self.last_time = time;
-        self.next = self.next.next();
         self.bytes += record.size() as u64;
         self.records.push_back(record.clone());
         record
@@ -310,13 +318,12 @@ impl Log {
 
     /// Drops the records before `before`; how many there were.
     fn trim(&mut self, before: Sequence) -> u64 {
-        let first = before.clamp(self.first, self.next);
-        let dropped = first.0 - self.first.0;
-        for record in self.records.drain(..position(dropped)) {
+        let dropped = self.position(before);
+        for record in self.records.drain(..dropped) {
             self.bytes -= record.size() as u64;
+            self.first = record.sequence.next();
         }
-        self.first = first;
-        dropped
+        dropped as u64
     }
 
     fn retain(&mut self, retention: Retention) -> u64 {
@@ -333,42 +340,44 @@ impl Log {
         self.trim(first)
     }
 
-    fn read(&self, from: Sequence, limit: Limit) -> Result<Page, Error> {
-        let start = super::start_of_read(from, self.first, self.next)?;
+    fn read(&self, from: Sequence, tail: Sequence, limit: Limit) -> Result<Page, Error> {
+        let start = super::start_of_read(from, self.first, tail)?;
+        let mut page = Page {
+            records: Vec::new(),
+            next: tail,
+            tail,
+        };
         let mut bytes = 0;
-        let mut records = Vec::new();
-        for record in self.records.iter().skip(position(start.0 - self.first.0)) {
-            if !records.is_empty() && (records.len() >= limit.records || bytes >= limit.bytes) {
+        for record in self.records.iter().skip(self.position(start)) {
+            bytes += record.payload.len();
+            page.records.push(record.clone());
+            if page.records.len() >= limit.records || bytes >= limit.bytes {
+                page.next = record.sequence.next();
                 break;
             }
-            bytes += record.payload.len();
-            records.push(record.clone());
         }
-        Ok(Page {
-            next: records.last().map_or(start, |last| last.sequence.next()),
-            records,
-            tail: self.next,
-        })
+        Ok(page)
     }
 
-    fn seek(&self, time: Timestamp) -> Sequence {
+    fn seek(&self, time: Timestamp) -> Option<Sequence> {
         let before = self.records.partition_point(|record| record.time < time);
-        Sequence(self.first.0 + before as u64)
+        self.records.get(before).map(|record| record.sequence)
+    }
+
+    /// How many records lie before `sequence`.
+    fn position(&self, sequence: Sequence) -> usize {
+        self.records
+            .partition_point(|record| record.sequence < sequence)
     }
 }
 
 fn forget(followers: &mut Followers, topic: &Topic, token: u64) {
     if let Some(of_topic) = followers.get_mut(topic) {
-        of_topic.retain(|(other, _)| *other != token);
+        of_topic.retain(|following| following.token != token);
         if of_topic.is_empty() {
             followers.remove(topic);
         }
     }
-}
-
-/// A count of records held in memory as an index.
-fn position(count: u64) -> usize {
-    usize::try_from(count).unwrap_or(usize::MAX)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,16 +1,18 @@
 //! The log: topics, records and the contract every storage engine keeps.
 //!
-//! A [`Topic`] is a named, ordered sequence of [`Record`]s. Positions are half-open everywhere:
+//! A [`Topic`] is a named, ordered run of [`Record`]s. All topics share one counter, so a sequence names one record of the
+//! log. Positions are half-open everywhere:
 //!
 //! ```text
-//!            first                      tail
-//!   trimmed    │ record  record  record   │  not written yet
-//!  ────────────┼──────────────────────────┼──────────────────▶ sequence
-//!              └─ Bounds { first, tail } ─┘
+//!                  first of a         tail of both
+//!  topic a   trimmed │ 4       7    9   │
+//!  topic b   1   2   │   5  6    8      │  not written yet
+//!           ─────────┼──────────────────┼──────────────────▶ sequence
 //! ```
 //!
-//! Sequences grow strictly within a topic, are never reused and may have gaps, so a reader never computes the next
-//! position itself: a [`Page`] tells it. An engine knows no service; a service knows no engine.
+//! Sequences grow strictly within the log and are never reused, so one position resumes a reader in every topic of which
+//! it has seen everything before that position. A topic's records have gaps where other topics have records: a reader
+//! never computes the next position itself, a [`Page`] tells it. An engine knows no service; a service knows no engine.
 //!
 //! [`open`] picks the engine: [`embedded`] (this machine's disk) or [`memory`] (tests).
 
@@ -46,15 +48,17 @@ use tokio::sync::{oneshot, watch};
 ///
 /// * **Durability.** An [`Ack`] resolves to outcomes only when every record of its batch survives `kill -9` and, as far as
 ///   the storage honours a flush, a power cut. A record that readers or followers see is durable.
-/// * **Order.** Records of one topic get strictly growing sequences in the order in which their batches were enqueued, and
-///   in batch order within a batch. Nothing is promised between topics.
+/// * **Order.** Records get strictly growing sequences from one counter for the whole log, in the order in which their
+///   batches were enqueued, and in batch order within a batch. No sequence is used twice, in any topic, also after a trim
+///   or a restart. A topic's sequences have gaps.
 /// * **Atomicity.** A batch is durable as a whole before its ack resolves; after an error or a crash any prefix of it may
 ///   be stored.
 /// * **Idempotence.** A record with a key repeats an earlier one when topic, publisher and key are equal and the earlier is
 ///   within the dedupe window: it is not stored again ([`Outcome::Duplicate`], or [`Outcome::Conflict`] when its kind or
 ///   payload differs). The window survives a restart.
 /// * **Visibility.** A record reaches the topic's followers before its ack resolves, so whoever holds an ack can read and
-///   follow from it on this node.
+///   follow from it on this node. When a read finds a record, reads from then on find every retained record with a lower
+///   sequence, in any topic.
 /// * **Failure.** A failed flush poisons the engine: every later append fails with [`Error::Failed`] until the process
 ///   restarts. A full disk is not a failure: appends are refused with [`Error::Full`] until there is room again.
 ///
@@ -72,16 +76,16 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::Trimmed`] when records at or after `from` were dropped by retention. [`Error::BeyondTail`] when `from` lies
-    /// after the tail.
+    /// after the log's tail; a position between the topic's last record and the log's tail is fine.
     async fn read(&self, topic: &Topic, from: Sequence, limit: Limit) -> Result<Page, Error>;
 
-    /// The position of the first retained record appended at or after `time`; the tail when there is none.
+    /// The position of the first retained record appended at or after `time`; the log's tail when there is none.
     ///
     /// # Errors
     /// Storage errors only.
     async fn seek(&self, topic: &Topic, time: Timestamp) -> Result<Sequence, Error>;
 
-    /// The topic's retained range. A topic nobody wrote to is empty at [`Sequence::FIRST`].
+    /// The topic's retained range. Of a topic nobody wrote to, nothing was dropped: it starts at [`Sequence::FIRST`].
     ///
     /// # Errors
     /// Storage errors only.
@@ -94,7 +98,7 @@ pub trait Engine: Send + Sync + 'static {
     /// Storage errors only.
     async fn follow(&self, topic: &Topic, follower: Weak<dyn Follower>) -> Result<Follow, Error>;
 
-    /// Drops every record before `before`. Sequences stay used. Retention calls the same code.
+    /// Drops the topic's records before `before`. Sequences stay used. Retention calls the same code.
     ///
     /// # Errors
     /// Storage errors only.
@@ -122,9 +126,11 @@ pub trait Engine: Send + Sync + 'static {
 pub trait Follower: Send + Sync + 'static {
     /// The feed is complete from `from` on: `records` are all that exist from there up to `next`.
     ///
-    /// The first call may come without records: it tells where the feed begins. When a feed lost records (its connection
-    /// broke), the next call's `from` lies beyond the previous call's `next`; the records between are in the log. Calls for
-    /// one topic come in order and never at the same time. It must not block: it runs on the engine's commit path.
+    /// The first call may come without records: it tells where the feed begins, which is the log's tail at that moment, so
+    /// everything acknowledged before lies before it. From then on `from` is the previous call's `next`, and `next` is the
+    /// position behind the last of `records`. When a feed lost records (its connection broke), `from` lies beyond the
+    /// previous call's `next` instead; the records between are in the log. Calls for one topic come in order and never at
+    /// the same time. It must not block: it runs on the engine's commit path.
     fn records(&self, from: Sequence, next: Sequence, records: &[Arc<Record>]);
 }
 
@@ -146,16 +152,17 @@ impl Drop for Follow {
     }
 }
 
-/// The retained range of a topic: records lie in `first..tail`.
+/// The retained range of a topic: its records lie in `first..tail`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// No retained record lies before this position.
+    /// No retained record of the topic lies before this position, and none at or after it was dropped: the position behind
+    /// the last record dropped, also when the next one lies further on.
     pub first: Sequence,
-    /// The first position not written yet.
+    /// The log's tail: the first position not written yet, in any topic.
     pub tail: Sequence,
 }
 
-/// Where a read from `from` starts in a topic that retains `first..tail`.
+/// Where a read from `from` starts in a topic that retains what lies at `first` or later, in a log that ends at `tail`.
 fn start_of_read(from: Sequence, first: Sequence, tail: Sequence) -> Result<Sequence, Error> {
     if from.max(Sequence::FIRST) < first {
         return Err(Error::Trimmed { first });
@@ -180,9 +187,10 @@ pub struct Limit {
 pub struct Page {
     /// The records.
     pub records: Vec<Arc<Record>>,
-    /// Where to read next: all retained records before this position have been returned.
+    /// Where to read next: all retained records from the start of the read up to this position have been returned. The
+    /// tail when the topic has no more; never before the start of the read.
     pub next: Sequence,
-    /// The tail at the time of the read. `next == tail` means the reader has caught up.
+    /// The log's tail at the time of the read. `next == tail` means the reader has caught up.
     pub tail: Sequence,
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::Topic;
 
-/// A position in a topic. Zero is before every record; the first record of a topic is at one or later.
+/// A position in the log, of one record of one topic. Zero is before every record; the first record is at one or later.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Sequence(pub u64);
 

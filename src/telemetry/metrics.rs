@@ -206,7 +206,7 @@ impl Metrics {
             ),
             subscriber_lag: make.histogram(
                 "weir_subscriber_lag_records",
-                "How many records a catching-up subscription was behind when it read a page.",
+                "How many records, of any topic, a catching-up subscription was behind when it read a page.",
                 COUNTS,
             ),
             tails: make.gauge("weir_tails", "Topics with a tail in memory."),

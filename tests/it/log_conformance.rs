@@ -1,6 +1,6 @@
 //! What every engine of the log promises: one suite, run on each.
 //!
-//! It assumes no more than the contract says: sequences grow but may have gaps and may start anywhere.
+//! It assumes no more than the contract says: sequences grow over all topics, may have gaps and may start anywhere.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
@@ -8,11 +8,13 @@ use bytes::Bytes;
 use bytesize::ByteSize;
 use futures::future::join_all;
 use weir::{
-    config::{EngineKind, Retention},
+    config::{self, EngineKind, Retention},
+    core::hub::{Hub, Records, Start},
     log::{
         Bounds, Error, EventTime, Health, Limit, NewRecord, Outcome, Sequence, Space, Timestamp,
         Topic, TraceContext,
     },
+    telemetry::{Metrics, Traces},
 };
 
 use super::log_support::{
@@ -39,6 +41,9 @@ suite!(
     a_batch_over_several_topics_goes_to_each,
     pipelined_batches_keep_their_order,
     sequences_and_times_never_go_back,
+    topics_share_one_growing_sequence,
+    a_position_of_one_topic_resumes_another,
+    only_positions_beyond_the_whole_log_are_refused,
     an_acknowledged_record_is_readable_and_was_fed,
     a_dropped_ack_still_appends,
     an_empty_batch_is_acknowledged,
@@ -47,9 +52,11 @@ suite!(
     positions_outside_the_log_are_refused,
     an_unknown_topic_is_empty,
     seek_finds_the_first_record_at_or_after_a_time,
+    seek_finds_records_between_gaps,
     trim_drops_what_is_before,
     trim_of_everything_keeps_sequences_used,
     trim_of_many_records_is_complete,
+    trim_of_a_sparse_topic_counts_its_records,
     a_repeated_key_is_a_duplicate,
     a_reused_key_is_a_conflict,
     a_key_repeats_within_one_batch,
@@ -58,6 +65,9 @@ suite!(
     a_key_is_forgotten_after_the_window,
     a_feed_joins_history_without_gap_or_repeat,
     a_feed_of_an_unknown_topic_starts_with_its_first_record,
+    a_feed_of_a_quiet_topic_starts_at_the_tail_of_the_log,
+    a_subscription_joins_history_and_live_over_gaps,
+    a_subscription_starts_at_a_position_of_another_topic,
     every_follower_sees_every_record,
     one_batch_is_fed_in_one_call,
     dropping_a_follow_ends_the_feed,
@@ -170,6 +180,72 @@ async fn sequences_and_times_never_go_back(kind: EngineKind) {
     let records = read_all(&*rig.engine, &topic).await;
     assert!(records.is_sorted_by(|a, b| a.sequence < b.sequence && a.time <= b.time));
     assert!(records[39].time.elapsed() < Duration::from_secs(60));
+}
+
+/// Appends one record to each of `topics`, as often as said, each in a batch of its own.
+async fn interleave(rig: &Rig, topics: &[&Topic], times: usize) -> Vec<Sequence> {
+    let mut sequences = Vec::new();
+    for _ in 0..times {
+        for topic in topics {
+            sequences.extend(append_all(&*rig.engine, topic, &["x"]).await);
+        }
+    }
+    sequences
+}
+
+async fn topics_share_one_growing_sequence(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let (a, b) = (room("a"), room("b"));
+    let batch = vec![record(&b, "1"), record(&a, "2"), record(&b, "3")];
+    let mut sequences = interleave(&rig, &[&a, &b], 5).await;
+    let outcomes = append(&*rig.engine, batch).await;
+    sequences.extend(outcomes.into_iter().map(stored));
+    sequences.extend(interleave(&rig, &[&b, &room("c"), &a], 5).await);
+    assert!(sequences.is_sorted_by(|one, next| one < next));
+    let mut found = Vec::new();
+    for topic in [&a, &b, &room("c")] {
+        found.extend(
+            read_all(&*rig.engine, topic)
+                .await
+                .iter()
+                .map(|r| r.sequence),
+        );
+    }
+    found.sort();
+    assert_eq!(found, sequences);
+}
+
+async fn a_position_of_one_topic_resumes_another(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let (a, b) = (room("a"), room("b"));
+    append_all(&*rig.engine, &a, &["seen"]).await;
+    let seen = append_all(&*rig.engine, &b, &["seen too"]).await[0];
+    append_all(&*rig.engine, &a, &["next"]).await;
+    append_all(&*rig.engine, &b, &["and next"]).await;
+    append_all(&*rig.engine, &a, &["last"]).await;
+    let resumed = read_on(&*rig.engine, &a, seen.next(), ALL).await;
+    assert_eq!(payloads(&resumed), ["next", "last"]);
+    let resumed = read_on(&*rig.engine, &b, seen.next(), ALL).await;
+    assert_eq!(payloads(&resumed), ["and next"]);
+}
+
+async fn only_positions_beyond_the_whole_log_are_refused(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let (quiet, busy, unknown) = (room("quiet"), room("busy"), room("unknown"));
+    let own = append_all(&*rig.engine, &quiet, &["a"]).await[0];
+    let last = append_all(&*rig.engine, &busy, &["x"; 9]).await[8];
+    for topic in [&quiet, &busy, &unknown] {
+        let tail = rig.engine.bounds(topic).await.unwrap().tail;
+        assert!(tail > last);
+        for from in [own.next(), last, tail] {
+            let page = rig.engine.read(topic, from, ALL).await.unwrap();
+            assert_eq!((page.next, page.tail), (tail, tail));
+            assert_eq!(page.records.is_empty(), topic != &busy || from == tail);
+        }
+        let beyond = rig.engine.read(topic, tail.next(), ALL).await;
+        assert_eq!(beyond.unwrap_err(), Error::BeyondTail { tail });
+    }
+    assert_eq!(rig.engine.bounds(&unknown).await.unwrap().first.0, 1);
 }
 
 async fn an_acknowledged_record_is_readable_and_was_fed(kind: EngineKind) {
@@ -307,6 +383,27 @@ async fn seek_finds_the_first_record_at_or_after_a_time(kind: EngineKind) {
     assert!(between > records[9].sequence);
 }
 
+async fn seek_finds_records_between_gaps(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let (sparse, busy) = (room("sparse"), room("busy"));
+    for gap in [0, 1, 40, 3, 0, 700, 2] {
+        append_all(&*rig.engine, &busy, &["x"; 700][..gap]).await;
+        append_all(&*rig.engine, &sparse, &["y"]).await;
+    }
+    append_all(&*rig.engine, &busy, &["x"; 50]).await;
+    let records = read_all(&*rig.engine, &sparse).await;
+    let seek = |time| rig.engine.seek(&sparse, time);
+    for wanted in &records {
+        let at_or_after = records.iter().find(|record| record.time >= wanted.time);
+        let found = seek(wanted.time).await.unwrap();
+        assert_eq!(found, at_or_after.unwrap().sequence);
+    }
+    rig.engine.trim(&sparse, records[3].sequence).await.unwrap();
+    assert_eq!(seek(Timestamp(0)).await.unwrap(), records[3].sequence);
+    let tail = rig.engine.bounds(&sparse).await.unwrap().tail;
+    assert_eq!(seek(Timestamp(u64::MAX)).await.unwrap(), tail);
+}
+
 async fn trim_drops_what_is_before(kind: EngineKind) {
     let rig = Rig::new(kind);
     let topic = room("trimmed");
@@ -335,9 +432,11 @@ async fn trim_of_everything_keeps_sequences_used(kind: EngineKind) {
     let sequences = append_all(&*rig.engine, &topic, &["a", "b"]).await;
     rig.engine.trim(&topic, Sequence(u64::MAX)).await.unwrap();
     let Bounds { first, tail } = rig.engine.bounds(&topic).await.unwrap();
-    assert_eq!(first, tail);
-    assert!(tail > sequences[1]);
-    assert!(read_on(&*rig.engine, &topic, tail, ALL).await.is_empty());
+    assert_eq!(first, sequences[1].next());
+    assert!(tail >= first);
+    assert!(read_on(&*rig.engine, &topic, first, ALL).await.is_empty());
+    let others = append_all(&*rig.engine, &room("other"), &["x"]).await;
+    assert!(others[0] > sequences[1]);
     assert!(append_all(&*rig.engine, &topic, &["c"]).await[0] > sequences[1]);
     assert_eq!(payloads(&read_all(&*rig.engine, &topic).await), ["c"]);
 }
@@ -350,6 +449,36 @@ async fn trim_of_many_records_is_complete(kind: EngineKind) {
     rig.engine.trim(&topic, sequences[2990]).await.unwrap();
     assert_eq!(read_all(&*rig.engine, &topic).await.len(), 10);
     assert_eq!(read_all(&*rig.engine, &other).await.len(), 10);
+}
+
+async fn trim_of_a_sparse_topic_counts_its_records(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let (sparse, busy) = (room("sparse"), room("busy"));
+    let mut own = Vec::new();
+    for _ in 0..3 {
+        own.extend(append_all(&*rig.engine, &sparse, &["y"]).await);
+        append_all(&*rig.engine, &busy, &["x"; 1500]).await;
+    }
+    let trimmed = rig.metrics.trimmed.with_label_values(&["room"]);
+    // One record is dropped, not one for each number before it.
+    rig.engine.trim(&sparse, own[1]).await.unwrap();
+    let first = rig.engine.bounds(&sparse).await.unwrap().first;
+    assert_eq!((first, trimmed.get()), (own[0].next(), 1));
+    let page = rig.engine.read(&sparse, first, ALL).await.unwrap();
+    assert_eq!(page.records[0].sequence, own[1], "nobody lost it");
+    let lost = rig.engine.read(&sparse, own[0], ALL).await;
+    assert_eq!(lost.unwrap_err(), Error::Trimmed { first });
+    // Nothing lies in the gap.
+    rig.engine.trim(&sparse, own[1]).await.unwrap();
+    assert_eq!(rig.engine.bounds(&sparse).await.unwrap().first, first);
+    rig.engine.trim(&sparse, own[1].next()).await.unwrap();
+    rig.engine.trim(&sparse, own[2]).await.unwrap();
+    let first = rig.engine.bounds(&sparse).await.unwrap().first;
+    assert_eq!((first, trimmed.get()), (own[1].next(), 2));
+    rig.engine.trim(&busy, own[2]).await.unwrap();
+    assert_eq!(trimmed.get(), 2 + 3000);
+    assert_eq!(read_all(&*rig.engine, &sparse).await.len(), 1);
+    assert_eq!(read_all(&*rig.engine, &busy).await.len(), 1500);
 }
 
 async fn a_repeated_key_is_a_duplicate(kind: EngineKind) {
@@ -494,6 +623,79 @@ async fn a_feed_of_an_unknown_topic_starts_with_its_first_record(kind: EngineKin
     let sequence = append_all(&*rig.engine, &topic, &["x"]).await[0];
     assert!(start <= sequence);
     feed.until(|seen| seen.records.len() == 1).await;
+}
+
+async fn a_feed_of_a_quiet_topic_starts_at_the_tail_of_the_log(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("quiet");
+    append_all(&*rig.engine, &topic, &["a"]).await;
+    let early = Feed::new();
+    let _follow = rig.engine.follow(&topic, early.weak()).await.unwrap();
+    let acknowledged = append_all(&*rig.engine, &room("busy"), &["x"; 9]).await[8];
+    // Each feed goes on from its own start, also when there are several.
+    let late = Feed::new();
+    let _follow = rig.engine.follow(&topic, late.weak()).await.unwrap();
+    let start = late.start().await;
+    assert_eq!(start, acknowledged.next());
+    assert_eq!(start, rig.engine.bounds(&topic).await.unwrap().tail);
+    assert!(early.start().await < start);
+    append_all(&*rig.engine, &room("busy"), &["x"; 9]).await;
+    let own = append_all(&*rig.engine, &topic, &["b"]).await[0];
+    for feed in [early, late] {
+        feed.until(|seen| seen.next == own.next()).await;
+        assert_eq!(feed.seen(|seen| payloads(&seen.records)), ["b"]);
+    }
+}
+
+fn hub(rig: &Rig) -> Hub {
+    let config = config::Hub::default();
+    Hub::new(rig.engine.clone(), &config, Metrics::new(), Traces::off())
+}
+
+async fn next_texts(subscription: &mut weir::core::hub::Subscription<Records>) -> Vec<String> {
+    let batch = tokio::time::timeout(Duration::from_secs(20), subscription.next());
+    payloads(&batch.await.expect("something new").unwrap().data)
+}
+
+async fn a_subscription_joins_history_and_live_over_gaps(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let (topic, busy) = (room("quiet"), room("busy"));
+    append_all(&*rig.engine, &topic, &["a"]).await;
+    append_all(&*rig.engine, &busy, &["x"; 50]).await;
+    let hub = hub(&rig);
+    let from_first = Start::After(Sequence(0));
+    let mut all = hub.subscribe(&topic, from_first, Records).await.unwrap();
+    let mut live = hub.subscribe(&topic, Start::Live, Records).await.unwrap();
+    assert_eq!(next_texts(&mut all).await, ["a"]);
+    append_all(&*rig.engine, &busy, &["x"; 50]).await;
+    append_all(&*rig.engine, &topic, &["b"]).await;
+    append_all(&*rig.engine, &busy, &["x"; 50]).await;
+    for subscription in [&mut all, &mut live] {
+        assert_eq!(next_texts(subscription).await, ["b"]);
+    }
+    append_all(&*rig.engine, &topic, &["c"]).await;
+    for subscription in [&mut all, &mut live] {
+        assert_eq!(next_texts(subscription).await, ["c"]);
+    }
+}
+
+async fn a_subscription_starts_at_a_position_of_another_topic(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let (topic, busy) = (room("quiet"), room("busy"));
+    append_all(&*rig.engine, &topic, &["a"]).await;
+    let hub = hub(&rig);
+    // Keeps the topic's tail in memory, behind which the position lies.
+    let mut live = hub.subscribe(&topic, Start::Live, Records).await.unwrap();
+    append_all(&*rig.engine, &topic, &["b"]).await;
+    let seen = append_all(&*rig.engine, &busy, &["x"; 9]).await[8];
+    let at_seen = Start::After(seen);
+    let mut resumed = hub.subscribe(&topic, at_seen, Records).await.unwrap();
+    append_all(&*rig.engine, &topic, &["c"]).await;
+    assert_eq!(next_texts(&mut resumed).await, ["c"]);
+    assert_eq!(next_texts(&mut live).await, ["b", "c"]);
+    let tail = rig.engine.bounds(&topic).await.unwrap().tail;
+    let beyond = hub.subscribe(&topic, Start::After(tail), Records).await;
+    assert_eq!(beyond.err().unwrap(), Error::BeyondTail { tail });
 }
 
 async fn every_follower_sees_every_record(kind: EngineKind) {
@@ -677,10 +879,10 @@ async fn retention_is_per_space(kind: EngineKind) {
     });
     let canary = Topic::new(Space::Canary, "probe").unwrap();
     let kept = room("kept");
-    append(&*rig.engine, vec![record(&canary, "a"), record(&kept, "b")]).await;
+    let outcomes = append(&*rig.engine, vec![record(&canary, "a"), record(&kept, "b")]).await;
+    let probe = stored(outcomes[0]);
     eventually("the canary's record goes", async || {
-        let Bounds { first, tail } = rig.engine.bounds(&canary).await.unwrap();
-        first == tail
+        rig.engine.bounds(&canary).await.unwrap().first > probe
     })
     .await;
     assert_eq!(read_all(&*rig.engine, &kept).await.len(), 1);

@@ -7,11 +7,12 @@ use futures::future::join_all;
 use tempfile::TempDir;
 use weir::{
     config,
+    core::hub::{Hub, Records, Start},
     log::{
         Engine, Error, Health, OpenError, Outcome, Sequence, Timestamp, Topic,
         embedded::{Embedded, Faults},
     },
-    telemetry::Metrics,
+    telemetry::{Metrics, Traces},
 };
 
 use super::log_support::{
@@ -68,7 +69,7 @@ async fn reopening_keeps_records_keys_and_positions() {
     let (topic, other) = (room("kept"), room("other"));
     let engine = open(&config);
     let first = append(&engine, vec![keyed(&topic, "k", "a")]).await;
-    append_all(&engine, &other, &["x", "y"]).await;
+    let last = append_all(&engine, &other, &["x", "y"]).await[1];
     let before = read_all(&engine, &topic).await;
     engine.close().await;
 
@@ -85,7 +86,7 @@ async fn reopening_keeps_records_keys_and_positions() {
     let outcomes = append(&engine, repeats).await;
     assert_eq!(outcomes[0], Outcome::Duplicate { sequence, time });
     assert_eq!(outcomes[1], Outcome::Conflict { sequence });
-    assert_eq!(stored(outcomes[2]), sequence.next());
+    assert_eq!(stored(outcomes[2]), last.next());
     append_all(&engine, &room("new"), &["z"]).await;
     assert_eq!(payloads(&read_all(&engine, &other).await), ["x", "y"]);
     assert_eq!(payloads(&read_all(&engine, &room("new")).await), ["z"]);
@@ -104,6 +105,37 @@ async fn sequences_are_not_reused_after_a_full_trim_and_a_restart() {
     let bounds = engine.bounds(&topic).await.unwrap();
     assert_eq!((bounds.first, bounds.tail), (last.next(), last.next()));
     assert_eq!(append_all(&engine, &topic, &["d"]).await, [last.next()]);
+}
+
+#[tokio::test]
+async fn sequences_are_not_reused_by_any_topic_after_trims_and_restarts() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let (topic, other, new) = (room("emptied"), room("other"), room("new"));
+    let mut last = Sequence(0);
+    for round in 0..3 {
+        let engine = open(&config);
+        let tail = engine.bounds(&new).await.unwrap().tail;
+        assert_eq!(tail, last.next(), "in round {round}");
+        let first = append_all(&engine, &other, &["a"]).await[0];
+        assert_eq!(first, last.next());
+        last = append_all(&engine, &topic, &["b", "c"]).await[1];
+        // The newest records of the log are gone, then all of them.
+        engine.trim(&topic, Sequence(u64::MAX)).await.unwrap();
+        if round > 0 {
+            engine.trim(&other, Sequence(u64::MAX)).await.unwrap();
+        }
+        if round == 1 {
+            // As it is for a process that is killed.
+            let crashed = settings(&dir.path().join("crash"));
+            copy_dir(&config.dir, &crashed.dir);
+            let survivor = open(&crashed);
+            assert_eq!(append_all(&survivor, &new, &["d"]).await, [last.next()]);
+        }
+        engine.close().await;
+    }
+    let engine = open(&config);
+    assert_eq!(append_all(&engine, &new, &["d"]).await, [last.next()]);
 }
 
 #[tokio::test]
@@ -371,6 +403,44 @@ async fn a_write_that_finds_the_disk_full_is_recovered_from() {
     assert_eq!(feed.seen(|seen| payloads(&seen.records)), ["a", "b"]);
 }
 
+#[tokio::test]
+async fn what_a_failed_write_stored_after_all_reaches_live_subscribers() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let topic = room("stored after all");
+    let (engine, faults, metrics) = faulty(&config);
+    let engine: Arc<dyn Engine> = Arc::new(engine);
+    let hub = Hub::new(
+        engine.clone(),
+        &config::Hub::default(),
+        metrics,
+        Traces::off(),
+    );
+    let mut live = hub.subscribe(&topic, Start::Live, Records).await.unwrap();
+    append_all(&*engine, &topic, &["a"]).await;
+    faults.set_free_bytes(Some(ByteSize::mib(2).as_u64()));
+    faults.fail_after_next_commit(io::ErrorKind::StorageFull);
+    let unknown = engine.enqueue(vec![record(&topic, "b")]).await.unwrap();
+    let unknown = unknown.await;
+    assert!(matches!(unknown, Err(Error::Unavailable(_))), "{unknown:?}");
+    let mut seen = Vec::new();
+    let deadline = Duration::from_secs(20);
+    while seen.len() < 2 {
+        let batch = tokio::time::timeout(deadline, live.next()).await.unwrap();
+        match batch {
+            Ok(batch) => seen.extend(payloads(&batch.data)),
+            Err(error) => assert!(matches!(error, Error::Unavailable(_)), "{error}"),
+        }
+    }
+    assert_eq!(seen, ["a", "b"]);
+    let mut health = engine.health();
+    let ready = health.wait_for(|health| *health == Health::Ready);
+    ready.await.unwrap();
+    append_all(&*engine, &room("other"), &["x"]).await;
+    append_all(&*engine, &topic, &["c"]).await;
+    assert_eq!(payloads(&live.next().await.unwrap().data), ["c"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_at_any_moment_loses_nothing_acknowledged() {
     let dir = TempDir::new().unwrap();
@@ -474,7 +544,7 @@ async fn many_topics_and_large_batches_outgrow_the_write_buffers() {
         let records = read_all(&engine, topic).await;
         let rounds = records.iter().map(|record| record.payload[100_000]);
         assert!(rounds.eq(0..10));
-        engine.trim(topic, Sequence(10)).await.unwrap();
+        engine.trim(topic, records[9].sequence).await.unwrap();
         assert_eq!(read_all(&engine, topic).await.len(), 1);
     }
 }

@@ -40,38 +40,51 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// A topic as it should be: every record ever stored, and what is retained.
-#[derive(Default)]
+/// A topic as it should be.
 struct Model {
-    records: Vec<(String, Timestamp)>,
-    first: u64,
+    /// Every record ever stored.
+    records: Vec<(Sequence, String, Timestamp)>,
+    /// Behind the last record that was trimmed.
+    first: Sequence,
     keys: std::collections::HashMap<u8, (u64, u8)>,
 }
 
 impl Model {
-    fn tail(&self) -> Sequence {
-        Sequence(self.records.len() as u64 + 1)
+    fn new() -> Self {
+        Self {
+            records: Vec::new(),
+            first: Sequence::FIRST,
+            keys: std::collections::HashMap::new(),
+        }
     }
 
-    fn first(&self) -> Sequence {
-        Sequence(self.first + 1)
+    /// The retained records at `from` or later.
+    fn retained(
+        &self,
+        from: Sequence,
+    ) -> impl Iterator<Item = &(Sequence, String, Timestamp)> + Clone {
+        let from = from.max(self.first);
+        self.records.iter().filter(move |record| record.0 >= from)
     }
 
-    /// A position from before the log to after it.
-    fn at(&self, share: u8) -> Sequence {
-        Sequence(u64::from(share) * (self.tail().0 + 3) / 256)
-    }
-
-    fn append(&mut self, key: Option<u8>, content: u8, outcome: Outcome) {
+    /// Notes what became of a record, in a log that ends at `tail`; returns the tail after it.
+    fn append(
+        &mut self,
+        tail: Sequence,
+        key: Option<u8>,
+        content: u8,
+        outcome: Outcome,
+    ) -> Sequence {
         let used = key.and_then(|key| self.keys.get(&key).copied());
         match (used, outcome) {
             (None, Outcome::Stored { sequence, time }) => {
-                assert_eq!(sequence, self.tail());
-                assert!(self.records.last().is_none_or(|(_, last)| *last <= time));
-                self.records.push((content.to_string(), time));
+                assert_eq!(sequence, tail);
+                assert!(self.records.last().is_none_or(|(.., last)| *last <= time));
+                self.records.push((sequence, content.to_string(), time));
                 if let Some(key) = key {
                     self.keys.insert(key, (sequence.0, content));
                 }
+                return tail.next();
             }
             (
                 Some((sequence, same)),
@@ -87,6 +100,7 @@ impl Model {
             }
             (used, outcome) => panic!("{used:?} became {outcome:?}"),
         }
+        tail
     }
 }
 
@@ -96,6 +110,8 @@ struct World {
     engine: Embedded,
     topics: Vec<Topic>,
     models: Vec<Model>,
+    /// Of the log, shared by its topics.
+    tail: Sequence,
 }
 
 impl World {
@@ -107,8 +123,14 @@ impl World {
             lives: 0,
             engine,
             topics: (0..TOPICS).map(|at| room(&format!("t{at}"))).collect(),
-            models: (0..TOPICS).map(|_| Model::default()).collect(),
+            models: (0..TOPICS).map(|_| Model::new()).collect(),
+            tail: Sequence::FIRST,
         }
+    }
+
+    /// A position from before the log to after it.
+    fn at(&self, share: u8) -> Sequence {
+        Sequence(u64::from(share) * (self.tail.0 + 3) / 256)
     }
 
     fn life(&self) -> std::path::PathBuf {
@@ -140,23 +162,26 @@ impl World {
         });
         let ack = self.engine.enqueue(records.collect()).await.unwrap();
         for ((topic, key, content), outcome) in batch.into_iter().zip(ack.await.unwrap()) {
-            self.models[topic].append(key, content, outcome);
+            self.tail = self.models[topic].append(self.tail, key, content, outcome);
         }
     }
 
     async fn trim(&mut self, topic: usize, share: u8) {
+        let (before, tail) = (self.at(share), self.tail);
         let model = &mut self.models[topic];
-        let before = model.at(share);
         self.engine.trim(&self.topics[topic], before).await.unwrap();
-        model.first = before.clamp(model.first(), model.tail()).0 - 1;
-        let (first, tail) = (model.first(), model.tail());
+        let dropped = model
+            .retained(Sequence(0))
+            .filter(|record| record.0 < before);
+        model.first = dropped.last().map_or(model.first, |last| last.0.next());
+        let first = model.first;
         let bounds = self.engine.bounds(&self.topics[topic]).await.unwrap();
         assert_eq!(bounds, Bounds { first, tail });
     }
 
     async fn read(&self, topic: usize, share: u8, records: usize) {
         let model = &self.models[topic];
-        let (from, first, tail) = (model.at(share), model.first(), model.tail());
+        let (from, first, tail) = (self.at(share), model.first, self.tail);
         let limit = Limit {
             records,
             bytes: usize::MAX,
@@ -168,30 +193,34 @@ impl World {
             assert_eq!(result.unwrap_err(), Error::BeyondTail { tail });
         } else {
             let page = result.unwrap();
-            let start = from.max(Sequence::FIRST).0 as usize - 1;
-            let expected = model.records.iter().skip(start).take(records);
+            let expected = model.retained(from).take(records);
             assert!(
                 expected
                     .clone()
-                    .map(|(text, _)| text)
+                    .map(|(_, text, _)| text)
                     .eq(&payloads(&page.records))
             );
-            assert_eq!(page.next.0 as usize, start + 1 + expected.count());
-            assert_eq!(page.tail, tail);
+            let next = match expected.clone().count() == records {
+                true => expected.last().map_or(tail, |last| last.0.next()),
+                false => tail,
+            };
+            assert_eq!((page.next, page.tail), (next, tail));
         }
     }
 
     async fn seek(&self, topic: usize, share: u8) {
         let model = &self.models[topic];
-        let at = model.at(share).0 as usize;
+        let at = self.at(share);
         let time = model
             .records
-            .get(at)
-            .map_or(Timestamp(u64::MAX), |(_, time)| *time);
+            .iter()
+            .find(|record| record.0 >= at)
+            .map_or(Timestamp(u64::MAX), |(.., time)| *time);
         let found = self.engine.seek(&self.topics[topic], time).await.unwrap();
-        let retained = model.records.iter().skip(model.first as usize);
-        let before = retained.take_while(|(_, earlier)| *earlier < time).count();
-        assert_eq!(found.0, model.first().0 + before as u64);
+        let wanted = model
+            .retained(Sequence(0))
+            .find(|(.., other)| *other >= time);
+        assert_eq!(found, wanted.map_or(self.tail, |record| record.0));
     }
 
     fn crash(&mut self) {
@@ -216,9 +245,9 @@ proptest! {
             }
             for (topic, model) in world.topics.iter().zip(&world.models) {
                 let all = Limit { records: usize::MAX, bytes: usize::MAX };
-                let page = world.engine.read(topic, model.first(), all).await.unwrap();
-                let expected = model.records.iter().skip(model.first as usize);
-                assert!(expected.map(|(text, _)| text).eq(&payloads(&page.records)));
+                let page = world.engine.read(topic, model.first, all).await.unwrap();
+                let expected = model.retained(model.first);
+                assert!(expected.map(|(_, text, _)| text).eq(&payloads(&page.records)));
             }
         });
     }

@@ -204,7 +204,8 @@ impl<V: View> Subscription<V> {
         ));
     }
 
-    /// Moves on behind a page; `None` when it held nothing.
+    /// Moves on behind a page; `None` when it held nothing. A page that is all there is ends at the log's tail, so the
+    /// cursor has then reached the start of any feed opened before the read, however old the topic's last record is.
     fn turn(&mut self, page: Page) -> Option<Batch<V::Data>> {
         let lag = page.tail.0.saturating_sub(self.cursor.0);
         #[allow(clippy::cast_precision_loss, reason = "a histogram takes floats")]

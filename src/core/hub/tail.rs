@@ -24,7 +24,7 @@ pub(crate) struct Tail {
     feed: OnceCell<Follow>,
 }
 
-/// What the tail holds: every record in `start..next`.
+/// What the tail holds: every record of the topic in `start..next`.
 #[derive(Default)]
 struct State {
     is_started: bool,
@@ -202,7 +202,8 @@ impl Follower for Tail {
 }
 
 impl State {
-    /// Adds records; what lies before a gap is dropped. Returns the bytes dropped.
+    /// Adds records; what lies before a gap is dropped. `from` is the last call's `next`, or lies beyond it after a gap.
+    /// Returns the bytes dropped.
     fn append(&mut self, from: Sequence, next: Sequence, records: &[Arc<Record>]) -> usize {
         let mut removed = 0;
         if !self.is_started || from > self.next {

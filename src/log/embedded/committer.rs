@@ -15,7 +15,7 @@ use super::{
     Faults,
     disk::{self, Room},
     layout,
-    plan::{Plan, Touched},
+    plan::{Next, Plan, Touched},
     shared::{Shared, reopening},
     state::{Cache, Followers},
     store::Store,
@@ -28,8 +28,8 @@ use crate::log::{
 const COMMIT_BYTES: usize = 8 * 1024 * 1024;
 /// Records of one commit at most, beyond the first batch.
 const COMMIT_RECORDS: usize = 16 * 1024;
-/// Records that one step of trimming drops, and keys that one step of forgetting looks at.
-const STEP: u64 = 1024;
+/// Keys that one step of forgetting looks at.
+const STEP: usize = 1024;
 /// How often a full disk is looked at again.
 const FULL_RETRY: Duration = Duration::from_millis(200);
 
@@ -46,11 +46,11 @@ pub(super) enum Command {
         topic: Topic,
         token: u64,
     },
-    /// Drops some records before `before`; answers whether there is more to drop.
+    /// Drops the topic's oldest records, as [`Store::oldest`] found them.
     Trim {
         topic: Topic,
-        before: Sequence,
-        done: oneshot::Sender<Result<bool, Error>>,
+        oldest: Vec<Sequence>,
+        done: oneshot::Sender<Result<(), Error>>,
     },
     /// Forgets some keys used before `before`; answers whether there is more to forget.
     ForgetKeys {
@@ -103,7 +103,7 @@ pub(super) struct Committer {
     store: Option<Arc<Store>>,
     cache: Cache,
     followers: Followers,
-    next_topic_id: u64,
+    next: Next,
     dedupe_window: Duration,
     cache_bytes: u64,
     dir: PathBuf,
@@ -120,7 +120,7 @@ pub(super) struct Start {
     pub(super) shared: Arc<Shared>,
     pub(super) commands: Receiver<Command>,
     pub(super) store: Arc<Store>,
-    pub(super) next_topic_id: u64,
+    pub(super) next: Next,
     pub(super) faults: Option<Faults>,
 }
 
@@ -133,7 +133,7 @@ impl Committer {
             store: Some(start.store),
             cache: Cache::default(),
             followers: Followers::default(),
-            next_topic_id: start.next_topic_id,
+            next: start.next,
             dedupe_window: config.dedupe_window,
             cache_bytes: config.cache.as_u64(),
             dir: config.dir.clone(),
@@ -214,10 +214,10 @@ impl Committer {
             Command::Unfollow { topic, token } => self.followers.remove(&topic, token),
             Command::Trim {
                 topic,
-                before,
+                oldest,
                 done,
             } => {
-                let _ = done.send(self.trim(&topic, before));
+                let _ = done.send(self.trim(topic, &oldest));
             }
             Command::ForgetKeys { before, done } => {
                 let _ = done.send(self.forget_keys(before));
@@ -233,7 +233,7 @@ impl Committer {
         };
         let window = self.dedupe_window;
         let (cache, followers) = (&mut self.cache, &self.followers);
-        let mut plan = Plan::new(&store, cache, followers, self.next_topic_id, window);
+        let mut plan = Plan::new(&store, cache, followers, self.next, window);
         let mut pending = Vec::with_capacity(appends.len());
         for mut append in appends {
             match plan.add(std::mem::take(&mut append.batch), &append.fingerprints) {
@@ -245,7 +245,7 @@ impl Committer {
                 Err(error) => append.fail(error),
             }
         }
-        let (batch, touched, planned, next_topic_id) = plan.finish();
+        let (batch, touched, planned, next) = plan.finish();
         if !batch.is_empty()
             && let Err(error) = self.write(batch)
         {
@@ -254,7 +254,7 @@ impl Committer {
             }
             return;
         }
-        self.next_topic_id = next_topic_id;
+        self.next = next;
         let metrics = &self.shared.meters.metrics;
         metrics.deduplicated.inc_by(planned.repeated);
         if planned.records > 0 {
@@ -301,11 +301,17 @@ impl Committer {
         let fault = self.faults.as_ref().map(Faults::before_commit);
         let written = match fault {
             Some(Err(error)) => Err(fjall::Error::Io(error)),
-            _ => batch.commit(),
+            _ => batch.commit().and_then(|()| self.answer()),
         };
         let fsync_secs = &self.shared.meters.metrics.fsync_secs;
         fsync_secs.observe(started.elapsed().as_secs_f64());
         written.map_err(|error| self.broken(error))
+    }
+
+    /// What the disk answers to a write that it has done.
+    fn answer(&self) -> fjall::Result<()> {
+        let fault = self.faults.as_ref().map(Faults::after_commit);
+        fault.unwrap_or(Ok(())).map_err(fjall::Error::Io)
     }
 
     /// Notes that a write failed. Fjall takes no further write then; what failed may or may not be stored.
@@ -337,14 +343,13 @@ impl Committer {
 
     /// Shows a topic's new records, durable now, to its followers.
     fn publish(&mut self, touched: Touched) {
-        let Touched { topic, state, .. } = touched;
         if touched.records > 0 {
             let meters = &self.shared.meters;
-            meters.appended(topic.space(), touched.records, touched.bytes);
+            meters.appended(touched.topic.space(), touched.records, touched.bytes);
             self.followers
-                .show(&topic, touched.from, state.next, &touched.shown);
+                .show(&touched.topic, touched.next, &touched.shown);
         }
-        self.cache.put(topic, state);
+        self.cache.put(touched.topic, touched.state);
     }
 
     fn acknowledge(&self, pending: Vec<Pending>) {
@@ -366,45 +371,42 @@ impl Committer {
         token: u64,
         follower: Weak<dyn Follower>,
     ) -> Result<(), Error> {
-        let store = self.store.as_ref().ok_or_else(reopening)?;
-        let state = self.cache.get(store, &topic)?;
-        let tail = state.map_or(Sequence::FIRST, |state| state.next);
-        self.followers.add(topic, token, follower, tail);
+        // The tail is not known until the database is open again.
+        self.store.as_ref().ok_or_else(reopening)?;
+        self.followers
+            .add(topic, token, follower, self.next.sequence);
         Ok(())
     }
 
-    /// Drops up to [`STEP`] records before `before`. Not flushed: a trim that a power cut undoes is repeated. Works on a
-    /// full disk, as it is what makes room.
-    fn trim(&mut self, topic: &Topic, before: Sequence) -> Result<bool, Error> {
+    /// Drops the topic's `oldest` records; some may be gone by now. Not flushed: a trim that a power cut undoes is
+    /// repeated. Works on a full disk, as it is what makes room.
+    fn trim(&mut self, topic: Topic, oldest: &[Sequence]) -> Result<(), Error> {
         let store = self.trimmable()?;
-        let Some(mut state) = self.cache.get(&store, topic)? else {
-            return Ok(false);
+        let Some(mut state) = self.cache.get(&store, &topic)? else {
+            return Ok(());
         };
-        let target = before.clamp(state.first, state.next);
-        let first = Sequence(target.0.min(state.first.0 + STEP));
-        if first == state.first {
-            return Ok(false);
-        }
+        let gone = oldest.partition_point(|sequence| *sequence < state.first);
+        let Some((last, _)) = oldest[gone..].split_last() else {
+            return Ok(());
+        };
         let mut batch = store.batch().durability(Some(fjall::PersistMode::Buffer));
-        for sequence in state.first.0..first.0 {
-            let key = layout::record_key(state.id, Sequence(sequence));
-            batch.remove(&store.records, key);
+        for sequence in &oldest[gone..] {
+            batch.remove(&store.records, layout::record_key(state.id, *sequence));
         }
-        let dropped = first.0 - state.first.0;
-        state.first = first;
+        state.first = last.next();
         let entry = state.entry().encode();
-        batch.insert(&store.topics, layout::topic_key(topic), entry);
+        batch.insert(&store.topics, layout::topic_key(&topic), entry);
         batch.commit().map_err(|error| self.broken(error))?;
+        let dropped = (oldest.len() - gone) as u64;
         self.shared.meters.trimmed(topic.space(), dropped);
-        self.cache.put(topic.clone(), state);
-        Ok(first < target)
+        self.cache.put(topic, state);
+        Ok(())
     }
 
     /// Forgets up to [`STEP`] keys used before `before`.
     fn forget_keys(&mut self, before: Timestamp) -> Result<bool, Error> {
         let store = self.trimmable()?;
-        let limit = usize::try_from(STEP).unwrap_or(usize::MAX);
-        let expiries = store.expiries(&self.forgotten, before, limit)?;
+        let expiries = store.expiries(&self.forgotten, before, STEP)?;
         let mut batch = store.batch().durability(Some(fjall::PersistMode::Buffer));
         for expiry in &expiries {
             let (time, key) = layout::expiry_of(expiry)?;
@@ -418,7 +420,7 @@ impl Committer {
         if let Some(last) = expiries.last() {
             self.forgotten = last.to_vec();
         }
-        Ok(expiries.len() == limit)
+        Ok(expiries.len() == STEP)
     }
 
     fn trimmable(&mut self) -> Result<Arc<Store>, Error> {
@@ -456,10 +458,15 @@ impl Committer {
     }
 
     fn resume(&mut self, store: Arc<Store>) {
-        match store.next_topic_id() {
-            Ok(id) => self.next_topic_id = id,
+        let next = match store.next() {
+            Ok(next) => next,
             Err(error) => return self.set_mode(Mode::Failed(error.to_string())),
+        };
+        if next.sequence > self.next.sequence {
+            // What failed is stored after all, and nobody was shown it.
+            self.followers.skip_to(next.sequence);
         }
+        self.next = next;
         self.cache.clear();
         self.store = Some(store.clone());
         self.shared.set_store(store);

@@ -20,6 +20,7 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Script {
     commits: VecDeque<Option<io::ErrorKind>>,
+    answer: Option<io::ErrorKind>,
     free_bytes: Option<u64>,
     is_held: bool,
     waiting: bool,
@@ -32,6 +33,11 @@ impl Faults {
         let mut script = self.script();
         script.commits = std::iter::repeat_n(None, good).collect();
         script.commits.push_back(Some(kind));
+    }
+
+    /// Stores the next commit of appends, but answers it as if its flush had returned `kind`.
+    pub fn fail_after_next_commit(&self, kind: io::ErrorKind) {
+        self.script().answer = Some(kind);
     }
 
     /// Makes the disk look as if it had this many free bytes; `None` looks at the disk again.
@@ -68,6 +74,14 @@ impl Faults {
         }
         script.waiting = false;
         match script.commits.pop_front().flatten() {
+            Some(kind) => Err(kind.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// What happens to the answer of the commit that was just written.
+    pub(super) fn after_commit(&self) -> io::Result<()> {
+        match self.script().answer.take() {
             Some(kind) => Err(kind.into()),
             None => Ok(()),
         }

@@ -7,8 +7,13 @@
 //! expiry    time 8 │ topic id 8 │ key hash 16     →  nothing
 //! meta      "format"                              →  format 4
 //!           "topics"                              →  next topic id 8
+//!           "sequences"                           →  next sequence 8
 //!           "reclaimed"                           →  nothing
 //! ```
+//!
+//! One counter numbers the records of all topics, so a topic's sequences have gaps. It is written with every commit of
+//! records, as the records alone do not tell it once the newest are trimmed. A topic's first sequence is the one behind
+//! the last record that was trimmed.
 //!
 //! `start` counts the bytes of the topic's record values before this one, so the size of any range of records is known from
 //! its two ends. It starts anew when a topic was trimmed empty.
@@ -25,7 +30,8 @@ pub(super) const FORMAT: u32 = 1;
 pub(super) const META_FORMAT: &[u8] = b"format";
 /// Key of the next topic id in `meta`.
 pub(super) const META_TOPICS: &[u8] = b"topics";
-
+/// Key of the next sequence in `meta`.
+pub(super) const META_SEQUENCES: &[u8] = b"sequences";
 /// Key in `meta` that is written for the sake of writing.
 pub(super) const META_RECLAIMED: &[u8] = b"reclaimed";
 

@@ -92,9 +92,7 @@ impl Embedded {
             path: config.dir.clone(),
             cause,
         };
-        let next_topic_id = store
-            .next_topic_id()
-            .map_err(|error| failed(error.to_string()))?;
+        let next = store.next().map_err(|error| failed(error.to_string()))?;
         let queue_bytes = queue_bytes(config);
         let shared = Arc::new(Shared::new(metrics, queue_bytes, store.clone(), lock));
         let (sender, commands) = mpsc::channel();
@@ -103,7 +101,7 @@ impl Embedded {
             shared: shared.clone(),
             commands,
             store,
-            next_topic_id,
+            next,
             faults,
         };
         let committer = Committer::new(start, config);
@@ -221,14 +219,20 @@ impl Engine for Embedded {
     }
 
     async fn trim(&self, topic: &Topic, before: Sequence) -> Result<(), Error> {
-        while self
-            .ask(|done| Command::Trim {
-                topic: topic.clone(),
-                before,
+        loop {
+            let of = topic.clone();
+            let oldest = self.on_disk(move |store| store.oldest(&of, before)).await?;
+            if oldest.is_empty() {
+                break;
+            }
+            let topic = topic.clone();
+            self.ask(|done| Command::Trim {
+                topic,
+                oldest,
                 done,
             })
-            .await?
-        {}
+            .await?;
+        }
         let topic = topic.clone();
         self.on_disk(move |store| store.reclaim(&topic)).await
     }

@@ -19,7 +19,7 @@ pub(super) struct Plan<'a> {
     store: &'a Store,
     cache: &'a mut Cache,
     followers: &'a Followers,
-    next_topic_id: u64,
+    next: Next,
     /// The present, and the age from which a key no longer counts.
     now: Timestamp,
     keys_from: Timestamp,
@@ -29,6 +29,15 @@ pub(super) struct Plan<'a> {
     keys: HashMap<[u8; 24], Known>,
     value: Vec<u8>,
     planned: Planned,
+}
+
+/// The numbers given out next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Next {
+    /// To a new topic.
+    pub(super) topic_id: u64,
+    /// To a record, of whichever topic.
+    pub(super) sequence: Sequence,
 }
 
 /// What a finished plan adds up to.
@@ -42,7 +51,8 @@ pub(super) struct Planned {
 /// A topic that the commit appends to.
 pub(super) struct Touched {
     pub(super) topic: Topic,
-    pub(super) from: Sequence,
+    /// The position behind its last new record.
+    pub(super) next: Sequence,
     pub(super) state: TopicState,
     /// What followers will see; empty when nobody follows.
     pub(super) shown: Vec<Arc<Record>>,
@@ -61,7 +71,7 @@ impl<'a> Plan<'a> {
         store: &'a Store,
         cache: &'a mut Cache,
         followers: &'a Followers,
-        next_topic_id: u64,
+        next: Next,
         dedupe_window: std::time::Duration,
     ) -> Self {
         let now = Timestamp::now();
@@ -69,7 +79,7 @@ impl<'a> Plan<'a> {
             store,
             cache,
             followers,
-            next_topic_id,
+            next,
             now,
             keys_from: now.before(dedupe_window),
             batch: store.batch(),
@@ -132,7 +142,7 @@ impl<'a> Plan<'a> {
         let at = self.touched.len();
         self.touched.push(Touched {
             topic: topic.clone(),
-            from: state.next,
+            next: self.next.sequence,
             state,
             shown: Vec::new(),
             records: 0,
@@ -143,12 +153,12 @@ impl<'a> Plan<'a> {
     }
 
     fn new_topic(&mut self, topic: &Topic) -> TopicState {
-        let state = TopicState::new(self.next_topic_id);
-        self.next_topic_id += 1;
+        let state = TopicState::new(self.next.topic_id);
+        self.next.topic_id += 1;
         let (topics, meta) = (&self.store.topics, &self.store.meta);
         self.batch
             .insert(topics, layout::topic_key(topic), state.entry().encode());
-        let next = self.next_topic_id.to_be_bytes();
+        let next = self.next.topic_id.to_be_bytes();
         self.batch.insert(meta, layout::META_TOPICS, next);
         state
     }
@@ -189,7 +199,7 @@ impl<'a> Plan<'a> {
     fn append(&mut self, record: NewRecord, touched: usize) -> (Sequence, Timestamp) {
         let touched = &mut self.touched[touched];
         let state = &mut touched.state;
-        let (sequence, time) = (state.next, self.now.max(state.last_time));
+        let (sequence, time) = (self.next.sequence, self.now.max(state.last_time));
         layout::encode_record(state.end, &record, time, &mut self.value);
         let key = layout::record_key(state.id, sequence);
         self.batch.insert(
@@ -198,7 +208,8 @@ impl<'a> Plan<'a> {
             UserValue::from(self.value.as_slice()),
         );
         let bytes = self.value.len() as u64;
-        state.next = sequence.next();
+        self.next.sequence = sequence.next();
+        touched.next = self.next.sequence;
         state.last_time = time;
         state.end += bytes;
         touched.records += 1;
@@ -221,8 +232,12 @@ impl<'a> Plan<'a> {
         self.keys.insert(key, known);
     }
 
-    /// The batch to commit, the topics it appends to, its sums, and the next new topic's id after it.
-    pub(super) fn finish(self) -> (OwnedWriteBatch, Vec<Touched>, Planned, u64) {
-        (self.batch, self.touched, self.planned, self.next_topic_id)
+    /// The batch to commit, the topics it appends to, its sums, and what is given out next after it.
+    pub(super) fn finish(mut self) -> (OwnedWriteBatch, Vec<Touched>, Planned, Next) {
+        if self.planned.records > 0 {
+            let (meta, next) = (&self.store.meta, self.next.sequence.0.to_be_bytes());
+            self.batch.insert(meta, layout::META_SEQUENCES, next);
+        }
+        (self.batch, self.touched, self.planned, self.next)
     }
 }

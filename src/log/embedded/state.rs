@@ -5,10 +5,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use super::{
-    layout::TopicEntry,
-    store::{Last, Store},
-};
+use super::{layout::TopicEntry, store::Store};
 use crate::log::{Error, Follower, Record, Sequence, Timestamp, Topic};
 
 /// Topics remembered at most, in two halves of which the older is forgotten when the younger is full. About 200 bytes each;
@@ -20,7 +17,6 @@ const CACHED_TOPICS: usize = 65_536;
 pub(super) struct TopicState {
     pub(super) id: u64,
     pub(super) first: Sequence,
-    pub(super) next: Sequence,
     pub(super) last_time: Timestamp,
     /// Bytes of record values so far; see [`super::layout`].
     pub(super) end: u64,
@@ -31,7 +27,6 @@ impl TopicState {
         Self {
             id,
             first: Sequence::FIRST,
-            next: Sequence::FIRST,
             last_time: Timestamp(0),
             end: 0,
         }
@@ -42,17 +37,12 @@ impl TopicState {
         let Some(entry) = store.topic(topic)? else {
             return Ok(None);
         };
-        let last = store.last(entry)?.unwrap_or(Last {
-            sequence: Sequence(entry.first.0 - 1),
-            time: Timestamp(0),
-            end: 0,
-        });
+        let last = store.last(entry)?;
         Ok(Some(Self {
             id: entry.id,
             first: entry.first,
-            next: last.sequence.next(),
-            last_time: last.time,
-            end: last.end,
+            last_time: last.map_or(Timestamp(0), |last| last.time),
+            end: last.map_or(0, |last| last.end),
         }))
     }
 
@@ -105,11 +95,18 @@ impl Cache {
     }
 }
 
-/// Who follows which topic; each follower has the token that removes it.
+/// Who follows which topic.
 #[derive(Default)]
-pub(super) struct Followers(HashMap<Topic, Vec<Entry>>);
+pub(super) struct Followers(HashMap<Topic, Vec<Following>>);
 
-type Entry = (Token, Weak<dyn Follower>);
+/// One follower of a topic.
+struct Following {
+    /// What removes it.
+    token: Token,
+    follower: Weak<dyn Follower>,
+    /// Where its next call begins.
+    next: Sequence,
+}
 
 /// Tells followers of one topic apart.
 pub(super) type Token = u64;
@@ -130,38 +127,51 @@ impl Followers {
         let Some(strong) = follower.upgrade() else {
             return;
         };
-        self.0.entry(topic).or_default().push((token, follower));
+        let next = tail;
+        self.0.entry(topic).or_default().push(Following {
+            token,
+            follower,
+            next,
+        });
         strong.records(tail, tail, &[]);
     }
 
     pub(super) fn remove(&mut self, topic: &Topic, token: Token) {
-        self.retain(topic, |other, _| other != token);
+        self.retain(topic, |following| following.token != token);
     }
 
     /// Shows durable records to the topic's followers; forgets those that are gone.
-    pub(super) fn show(
-        &mut self,
-        topic: &Topic,
-        from: Sequence,
-        next: Sequence,
-        records: &[Arc<Record>],
-    ) {
-        self.retain(topic, |_, follower| {
-            let strong = follower.upgrade();
-            if let Some(follower) = &strong {
-                follower.records(from, next, records);
-            }
-            strong.is_some()
-        });
+    pub(super) fn show(&mut self, topic: &Topic, next: Sequence, records: &[Arc<Record>]) {
+        self.retain(topic, |following| following.show(next, records));
     }
 
-    fn retain(&mut self, topic: &Topic, keep: impl Fn(Token, &Weak<dyn Follower>) -> bool) {
+    /// Tells every follower that its feed goes on at `tail`, and that what lies before it has to be read.
+    pub(super) fn skip_to(&mut self, tail: Sequence) {
+        for following in self.0.values_mut().flatten() {
+            following.next = tail;
+            following.show(tail, &[]);
+        }
+    }
+
+    fn retain(&mut self, topic: &Topic, keep: impl FnMut(&mut Following) -> bool) {
         let Some(followers) = self.0.get_mut(topic) else {
             return;
         };
-        followers.retain(|(token, follower)| keep(*token, follower));
+        followers.retain_mut(keep);
         if followers.is_empty() {
             self.0.remove(topic);
         }
+    }
+}
+
+impl Following {
+    /// Shows records to the follower; false when it is gone.
+    fn show(&mut self, next: Sequence, records: &[Arc<Record>]) -> bool {
+        let Some(follower) = self.follower.upgrade() else {
+            return false;
+        };
+        follower.records(self.next, next, records);
+        self.next = next;
+        true
     }
 }

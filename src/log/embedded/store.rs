@@ -12,6 +12,7 @@ use fjall::{
 use super::{
     disk,
     layout::{self, TopicEntry},
+    plan::Next,
 };
 use crate::log::{
     Bounds, Error, Limit, OpenError, Page, Sequence, Space, Timestamp, Topic, dedupe::Known,
@@ -28,6 +29,8 @@ const OTHER_MEMTABLE_BYTES: u64 = 2 * 1024 * 1024;
 const MAX_SEALED: usize = 3;
 /// Runs in the youngest level at which appends wait; fjall itself waits at thirty.
 const MAX_RUNS: usize = 24;
+/// Records of a topic that are dropped at once.
+const TRIM_STEP: usize = 1024;
 /// Journals on disk at most; also what a start may have to replay.
 const JOURNAL_BYTES: u64 = 128 * 1024 * 1024;
 
@@ -42,6 +45,7 @@ pub(super) struct Store {
 }
 
 /// The last record of a topic, as far as appending after it needs to know.
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Last {
     pub(super) sequence: Sequence,
     pub(super) time: Timestamp,
@@ -52,8 +56,8 @@ pub(super) struct Last {
 /// What retention drops of a topic.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cut {
-    /// The first record that stays.
-    pub(super) first: Sequence,
+    /// Everything before this position goes.
+    pub(super) before: Sequence,
     /// Bytes of what goes.
     pub(super) bytes: u64,
 }
@@ -139,22 +143,30 @@ impl Store {
 
     /// Whether a write now would wait for the disk; an error when the database has failed and would wait for ever.
     pub(super) fn is_behind(&self) -> fjall::Result<bool> {
-        let behind = [&self.records, &self.keys, &self.expiry, &self.topics]
-            .into_iter()
-            .any(|keyspace| {
-                keyspace.sealed_memtable_count() >= MAX_SEALED
-                    || keyspace.tree.l0_run_count() >= MAX_RUNS
-            });
+        let written = [
+            &self.records,
+            &self.keys,
+            &self.expiry,
+            &self.topics,
+            &self.meta,
+        ];
+        let behind = written.into_iter().any(|keyspace| {
+            keyspace.sealed_memtable_count() >= MAX_SEALED
+                || keyspace.tree.l0_run_count() >= MAX_RUNS
+        });
         if behind {
             self.db.persist(PersistMode::Buffer)?;
         }
         Ok(behind)
     }
 
-    /// The id the next new topic gets.
-    pub(super) fn next_topic_id(&self) -> Result<u64, Error> {
+    /// What is given out next.
+    pub(super) fn next(&self) -> Result<Next, Error> {
         let stored = self.meta.get(layout::META_TOPICS).map_err(failed_read)?;
-        stored.map_or(Ok(1), |bytes| layout::u64_at(&bytes, 0))
+        Ok(Next {
+            topic_id: stored.map_or(Ok(1), |bytes| layout::u64_at(&bytes, 0))?,
+            sequence: self.view().tail()?,
+        })
     }
 
     /// The topic's entry; none when nobody wrote to it.
@@ -194,15 +206,10 @@ impl Store {
 
     pub(super) fn bounds(&self, topic: &Topic) -> Result<Bounds, Error> {
         let view = self.view();
-        let Some(entry) = view.topic(topic)? else {
-            return Ok(Bounds {
-                first: Sequence::FIRST,
-                tail: Sequence::FIRST,
-            });
-        };
+        let entry = view.topic(topic)?;
         Ok(Bounds {
-            first: entry.first,
-            tail: view.tail(entry)?,
+            first: entry.map_or(Sequence::FIRST, |entry| entry.first),
+            tail: view.tail()?,
         })
     }
 
@@ -213,7 +220,7 @@ impl Store {
             first: Sequence::FIRST,
         };
         let entry = view.topic(topic)?.unwrap_or(none);
-        let tail = view.tail(entry)?;
+        let tail = view.tail()?;
         let start = crate::log::start_of_read(from, entry.first, tail)?;
         let mut page = Page {
             records: Vec::new(),
@@ -226,11 +233,24 @@ impl Store {
 
     pub(super) fn seek(&self, topic: &Topic, time: Timestamp) -> Result<Sequence, Error> {
         let view = self.view();
+        let tail = view.tail()?;
         let Some(entry) = view.topic(topic)? else {
-            return Ok(Sequence::FIRST);
+            return Ok(tail);
         };
-        let tail = view.tail(entry)?;
-        view.search(entry, tail, |value| Ok(layout::time_of(value)? < time))
+        let found = view.search(entry, tail, |value| Ok(layout::time_of(value)? < time))?;
+        Ok(found.map_or(tail, |(sequence, _)| sequence))
+    }
+
+    /// The topic's first retained records that lie before `before`, at most [`TRIM_STEP`].
+    pub(super) fn oldest(&self, topic: &Topic, before: Sequence) -> Result<Vec<Sequence>, Error> {
+        let view = self.view();
+        let Some(entry) = view.topic(topic)? else {
+            return Ok(Vec::new());
+        };
+        view.range(entry.id, entry.first, before)
+            .take(TRIM_STEP)
+            .map(|guard| layout::sequence_of(&guard.key().map_err(failed_read)?))
+            .collect()
     }
 
     /// Where the topic has to start so that it holds no record older than `oldest` and at most `bytes`.
@@ -252,19 +272,19 @@ impl Store {
             Ok(layout::time_of(value)? < oldest || size > bytes)
         };
         // Most topics have nothing to drop, which their first record tells.
-        let oldest_kept = view.value(entry.id, entry.first)?;
-        if !is_dropped(&oldest_kept)? {
+        let tail = last.sequence.next();
+        let Some((_, oldest)) = view.first(entry.id, entry.first, tail)? else {
+            return Ok(None);
+        };
+        if !is_dropped(&oldest)? {
             return Ok(None);
         }
-        let tail = last.sequence.next();
-        let first = view.search(entry, tail, is_dropped)?;
-        let end = if first == tail {
-            last.end
-        } else {
-            layout::start_of(&view.value(entry.id, first)?)?
+        let (before, end) = match view.search(entry, tail, is_dropped)? {
+            Some((kept, value)) => (kept, layout::start_of(&value)?),
+            None => (tail, last.end),
         };
-        let bytes = end - layout::start_of(&oldest_kept)?;
-        Ok(Some(Cut { first, bytes }))
+        let bytes = end - layout::start_of(&oldest)?;
+        Ok(Some(Cut { before, bytes }))
     }
 
     /// Gives the disk back what holds only records that were trimmed from the topic. The database would get there by itself,
@@ -330,9 +350,7 @@ impl View<'_> {
     }
 
     fn last(&self, entry: TopicEntry) -> Result<Option<Last>, Error> {
-        let from = layout::record_key(entry.id, entry.first);
-        let to = layout::record_key(entry.id, Sequence(u64::MAX));
-        let mut range = self.snapshot.range(&self.store.records, from..=to);
+        let mut range = self.range(entry.id, entry.first, Sequence(u64::MAX));
         let Some(guard) = range.next_back() else {
             return Ok(None);
         };
@@ -344,61 +362,75 @@ impl View<'_> {
         }))
     }
 
-    fn tail(&self, entry: TopicEntry) -> Result<Sequence, Error> {
-        let last = self.last(entry)?;
-        Ok(last.map_or(entry.first, |last| last.sequence.next()))
+    /// The log's tail; it lies behind every record of this view.
+    fn tail(&self) -> Result<Sequence, Error> {
+        let stored = self.snapshot.get(&self.store.meta, layout::META_SEQUENCES);
+        let next = stored.map_err(failed_read)?;
+        next.map_or(Ok(Sequence::FIRST), |bytes| {
+            layout::u64_at(&bytes, 0).map(Sequence)
+        })
+    }
+
+    /// The topic's records in `from..to`.
+    fn range(&self, topic: u64, from: Sequence, to: Sequence) -> fjall::Iter {
+        let from = layout::record_key(topic, from);
+        let to = layout::record_key(topic, to).max(from);
+        self.snapshot.range(&self.store.records, from..to)
     }
 
     /// Adds the records from `page.next` on to the page.
     fn fill(&self, topic: u64, limit: Limit, page: &mut Page) -> Result<(), Error> {
-        let from = layout::record_key(topic, page.next);
-        let to = layout::record_key(topic, page.tail);
-        if page.next >= page.tail {
-            return Ok(());
-        }
         let mut bytes = 0;
-        for guard in self.snapshot.range(&self.store.records, from..to) {
+        for guard in self.range(topic, page.next, page.tail) {
             let (key, value) = guard.into_inner().map_err(failed_read)?;
             let sequence = layout::sequence_of(&key)?;
-            if sequence != page.next {
-                return Err(layout::corrupt("a run of records"));
-            }
             let record = layout::decode_record(sequence, &value)?;
             bytes += record.payload.len();
             page.records.push(Arc::new(record));
             page.next = sequence.next();
             if page.records.len() >= limit.records || bytes >= limit.bytes {
-                break;
+                return Ok(());
             }
         }
+        page.next = page.tail;
         Ok(())
     }
 
-    /// The first position whose record is not `before`; `tail` when all are. Records are sorted by `before`.
+    /// The topic's first record in `from..to`.
+    fn first(
+        &self,
+        topic: u64,
+        from: Sequence,
+        to: Sequence,
+    ) -> Result<Option<(Sequence, UserValue)>, Error> {
+        let Some(guard) = self.range(topic, from, to).next() else {
+            return Ok(None);
+        };
+        let (key, value) = guard.into_inner().map_err(failed_read)?;
+        Ok(Some((layout::sequence_of(&key)?, value)))
+    }
+
+    /// The first record before `tail` that is not `before`. Records are sorted by `before`.
     fn search(
         &self,
         entry: TopicEntry,
         tail: Sequence,
         before: impl Fn(&[u8]) -> Result<bool, Error>,
-    ) -> Result<Sequence, Error> {
-        let (mut low, mut high) = (entry.first.0, tail.0);
+    ) -> Result<Option<(Sequence, UserValue)>, Error> {
+        let (mut low, mut high) = (entry.first, tail);
+        let mut found = None;
         while low < high {
-            let middle = low + (high - low) / 2;
-            if before(&self.value(entry.id, Sequence(middle))?)? {
-                low = middle + 1;
-            } else {
-                high = middle;
+            let middle = Sequence(low.0 + (high.0 - low.0) / 2);
+            match self.first(entry.id, middle, high)? {
+                Some((sequence, value)) if before(&value)? => low = sequence.next(),
+                Some(record) => {
+                    found = Some(record);
+                    high = middle;
+                }
+                None => high = middle,
             }
         }
-        Ok(Sequence(low))
-    }
-
-    fn value(&self, topic: u64, sequence: Sequence) -> Result<UserValue, Error> {
-        let key = layout::record_key(topic, sequence);
-        let stored = self.snapshot.get(&self.store.records, key);
-        stored
-            .map_err(failed_read)?
-            .ok_or_else(|| layout::corrupt("a run of records"))
+        Ok(found)
     }
 }
 

@@ -102,7 +102,7 @@ impl Upkeep {
         let Some(cut) = cut else {
             return Ok(());
         };
-        self.trim(&topic, cut.first)?;
+        self.trim(&topic, cut.before)?;
         if cut.bytes >= RECLAIM_BYTES {
             self.shared.store()?.reclaim(&topic)?;
         }
@@ -110,20 +110,26 @@ impl Upkeep {
     }
 
     fn trim(&self, topic: &Topic, before: Sequence) -> Result<(), Error> {
-        while self.ask(|done| Command::Trim {
-            topic: topic.clone(),
-            before,
-            done,
-        })? {}
-        Ok(())
+        loop {
+            let oldest = self.shared.store()?.oldest(topic, before)?;
+            if oldest.is_empty() {
+                return Ok(());
+            }
+            let topic = topic.clone();
+            self.ask(|done| Command::Trim {
+                topic,
+                oldest,
+                done,
+            })?;
+        }
     }
 
     /// Sends a command and waits for its answer. [`Error::Closed`] once the engine goes away, so that closing does not wait
     /// for a long trim.
-    fn ask(
+    fn ask<T>(
         &self,
-        command: impl FnOnce(oneshot::Sender<Result<bool, Error>>) -> Command,
-    ) -> Result<bool, Error> {
+        command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
+    ) -> Result<T, Error> {
         if self.shared.is_closing() {
             return Err(Error::Closed);
         }
