@@ -107,27 +107,29 @@ impl Target {
     }
 }
 
-/// How persistent a command is once it is connected.
+/// How persistent a command is.
 #[derive(Debug, Args)]
 struct Persistence {
-    /// Failed attempts in a row before giving up [default: never for subscriptions, 10 for publishes].
+    /// Failed attempts in a row before giving up, the first connection included [default: the first connection must
+    /// succeed at once; later never for subscriptions, 10 for publishes].
     #[arg(long, value_name = "N")]
     retries: Option<u32>,
 }
 
 impl Persistence {
-    /// Applies the option, if it is given, to everything the client repeats.
-    fn apply(&self, client: Client) -> Client {
+    /// A client that follows the option, if it is given, from the first connection on. Without it connects at once, so
+    /// that a wrong address is told at once.
+    async fn connect(&self, target: &Target) -> Result<Client, Failure> {
         let Some(retries) = self.retries else {
-            return client;
+            return target.connect().await;
         };
         let policy = RetryPolicy {
             max_retries: Some(retries),
             ..RetryPolicy::default()
         };
-        client
+        Ok(Client::connect_lazy(&target.addr)?
             .with_subscribe_policy(policy.clone())
-            .with_publish_policy(policy)
+            .with_publish_policy(policy))
     }
 }
 

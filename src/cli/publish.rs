@@ -51,7 +51,7 @@ pub(super) struct PublishArgs {
 }
 
 pub(super) async fn run(args: PublishArgs) -> Result<(), Failure> {
-    let client = args.persistence.apply(args.server.connect().await?);
+    let client = args.persistence.connect(&args.server).await?;
     let mut lines = input::stdin()?;
     let mut publisher = Publisher {
         client,

@@ -46,7 +46,7 @@ pub(super) struct SubscribeArgs {
 }
 
 pub(super) async fn run(args: SubscribeArgs) -> Result<(), Failure> {
-    let client = args.persistence.apply(args.server.connect().await?);
+    let client = args.persistence.connect(&args.server).await?;
     let mut subscription = client
         .subscribe(&args.room, &args.user, args.after)
         .with_observer(notices::observer(&args.server.addr));
