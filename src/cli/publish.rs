@@ -25,9 +25,9 @@ Examples:
   tail -f app.log | weir publish logs --user app
   weir subscribe general --after 0 --json | weir publish copy --user ann --json
 
-With --json a line is an object with any of id, user, content, room, timestamp (RFC 3339), type and idempotency_key;
-user and room default to the arguments. `weir subscribe --json` writes such lines; leave their room out to use the
-argument's.
+With --json a line is an object with any of id, user, content, timestamp (RFC 3339), type and idempotency_key; user
+defaults to --user. These are the lines that `weir subscribe --json` writes: their room and sequence are accepted, but
+everything goes to the room named on the command line.
 
 Every line gets an idempotency key: when the server is away, unacknowledged lines are sent again and stored once. The
 number of messages stored is printed at the end.";
@@ -172,17 +172,18 @@ impl Drop for Publisher {
     }
 }
 
-/// A line of JSON input; a sequence, as `weir subscribe --json` writes it, is accepted and means nothing.
+/// A line of JSON input; room and sequence, as `weir subscribe --json` writes them, are accepted and mean nothing.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 struct JsonLine {
     id: String,
     user: Option<String>,
     content: String,
-    room: Option<String>,
     timestamp: Option<String>,
     r#type: Option<String>,
     idempotency_key: String,
+    #[serde(rename = "room")]
+    _room: String,
     #[serde(rename = "sequence")]
     _sequence: u64,
 }
@@ -200,7 +201,7 @@ fn message(args: &PublishArgs, line: String) -> Result<Message, String> {
         id: line.id,
         user: line.user.unwrap_or_else(|| args.user.clone()),
         content: line.content,
-        room: line.room.unwrap_or_else(|| args.room.clone()),
+        room: args.room.clone(),
         timestamp: line.timestamp.map(time).transpose()?,
         r#type: line.r#type.map_or(Ok(MessageType::Chat), kind)?.into(),
         sequence: 0,
@@ -255,8 +256,8 @@ mod tests {
     }
 
     #[test]
-    fn json_fields_override_the_arguments() {
-        let line = r#"{"user":"bob","content":"hi","type":"JOIN","timestamp":"2023-11-14T22:13:20Z","idempotency_key":"k"}"#;
+    fn json_fields_override_the_user_but_not_the_room() {
+        let line = r#"{"user":"bob","room":"other","content":"hi","type":"JOIN","timestamp":"2023-11-14T22:13:20Z","idempotency_key":"k"}"#;
         let message = message(&args(&["--json"]), line.into()).unwrap();
         assert_eq!(
             (message.user.as_str(), message.room.as_str()),
@@ -270,12 +271,12 @@ mod tests {
     }
 
     #[test]
-    fn what_subscribe_prints_publish_reads() {
+    fn what_subscribe_prints_publish_copies_into_its_room() {
         let original = Message {
             id: "m1".into(),
             user: "ann".into(),
             content: "a\nb".into(),
-            room: "general".into(),
+            room: "lobby".into(),
             timestamp: Some(Timestamp {
                 seconds: 5,
                 nanos: 1_000_000,
@@ -287,7 +288,11 @@ mod tests {
             ..original.clone()
         })
         .unwrap();
-        assert_eq!(message(&args(&["--json"]), line).unwrap(), original);
+        let copy = Message {
+            room: "general".into(),
+            ..original
+        };
+        assert_eq!(message(&args(&["--json"]), line).unwrap(), copy);
     }
 
     #[test]
