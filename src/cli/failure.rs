@@ -62,12 +62,6 @@ impl Failure {
         Self::new(exit_code(status.code()), explain(addr, status))
     }
 
-    /// The same with another code.
-    #[must_use]
-    pub fn with_code(self, code: u8) -> Self {
-        Self { code, ..self }
-    }
-
     /// The same with `context` in front of the sentence.
     #[must_use]
     pub fn context(self, context: &str) -> Self {
@@ -136,6 +130,11 @@ fn exit_code(code: Code) -> u8 {
     }
 }
 
+/// What a sentence may end with for somebody who decides about the next try.
+pub(super) const ADVICE: [&str; 2] = [IS_RUNNING, TRY_LATER];
+const IS_RUNNING: &str = "; is `weir serve` running?";
+const TRY_LATER: &str = "; try again later";
+
 /// One sentence about a status, safe to print.
 pub(super) fn explain(addr: &str, status: &Status) -> String {
     let local = status
@@ -147,7 +146,7 @@ pub(super) fn explain(addr: &str, status: &Status) -> String {
         (None, code) => match exit_code(code) {
             exit::REFUSED => format!("refused: {}", told(status)),
             exit::UNAVAILABLE => {
-                format!("{addr} is unavailable: {}; try again later", told(status))
+                format!("{addr} is unavailable: {}{TRY_LATER}", told(status))
             }
             _ => format!("the call failed: {}", told(status)),
         },
@@ -155,10 +154,7 @@ pub(super) fn explain(addr: &str, status: &Status) -> String {
 }
 
 fn unreachable(addr: &str, cause: &(dyn Error + 'static)) -> String {
-    format!(
-        "cannot reach {addr}: {}; is `weir serve` running?",
-        root_cause(cause)
-    )
+    format!("cannot reach {addr}: {}{IS_RUNNING}", root_cause(cause))
 }
 
 /// The status' message, or its code's meaning, with the details that help to mend the request.

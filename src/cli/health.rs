@@ -15,9 +15,6 @@ use tonic_health::pb::{
 use super::{Failure, Target, exit, notices};
 use crate::client::{Client, Sequenced, Subscription};
 
-/// A probe that got no answer ends with this code.
-const NO_ANSWER: u8 = 2;
-
 const AFTER_HELP: &str = "\
 Examples:
   weir health
@@ -25,7 +22,7 @@ Examples:
   weir health --service chat.ChatService
   weir health --watch
 
-Exit codes of this command: 0 serving, 1 not serving, 2 no answer; 4 the server knows no such service.
+Exit codes of this command: 0 serving, 1 not serving, 3 no answer, 4 the server knows no such service.
 In a container: HEALTHCHECK CMD [\"weir\", \"health\"]";
 
 /// Ask a server for its health (grpc.health.v1).
@@ -70,7 +67,7 @@ async fn check(args: &HealthArgs, client: &Client) -> Result<(), Failure> {
     let answer = tokio::time::timeout(args.timeout, health.check(request(args))).await;
     let late = || Status::deadline_exceeded(format!("no answer within {:?}", args.timeout));
     let answer = answer.unwrap_or_else(|_| Err(late()));
-    let status = answer.map_err(|status| no_health(&args.server.addr, &status))?;
+    let status = answer.map_err(|status| Failure::status(&args.server.addr, &status))?;
     let status = status.into_inner().status();
     writeln!(io::stdout(), "{}", status.as_str_name())?;
     match status {
@@ -88,7 +85,7 @@ async fn watch(args: &HealthArgs, client: &Client) -> Result<(), Failure> {
     let mut printed = None;
     while let Some(state) = states.next().await {
         let state = state
-            .map_err(|status| no_health(&args.server.addr, &status))?
+            .map_err(|status| Failure::status(&args.server.addr, &status))?
             .status();
         if printed.replace(state) != Some(state) {
             writeln!(io::stdout(), "{}", state.as_str_name())?;
@@ -112,15 +109,6 @@ fn states(
 fn request(args: &HealthArgs) -> HealthCheckRequest {
     HealthCheckRequest {
         service: args.service.clone(),
-    }
-}
-
-/// A call for the health that failed: temporary failures have a code of their own here.
-fn no_health(addr: &str, status: &Status) -> Failure {
-    let failure = Failure::status(addr, status);
-    match failure.code() {
-        exit::UNAVAILABLE => failure.with_code(NO_ANSWER),
-        _ => failure,
     }
 }
 
@@ -164,14 +152,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_answer_is_two() {
+    async fn no_answer_is_three() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = format!("http://{}", listener.local_addr().unwrap());
         assert_eq!(
             code(&["--addr", &addr, "--timeout", "10ms"]).await,
-            NO_ANSWER
+            exit::UNAVAILABLE
         );
         drop(listener);
-        assert_eq!(code(&["--addr", &addr]).await, NO_ANSWER);
+        assert_eq!(code(&["--addr", &addr]).await, exit::UNAVAILABLE);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt::Display, io, io::Write as _, time::Duration};
 
-use super::failure::explain;
+use super::failure::{ADVICE, explain};
 use crate::client::Event;
 
 /// An observer of a subscription to the server at `addr`.
@@ -35,10 +35,18 @@ fn text(addr: &str, event: &Event<'_>) -> Option<String> {
         }),
         Event::Reconnecting { delay, cause } => Some(format!(
             "{}; next attempt in {}",
-            explain(addr, cause).trim_end_matches("; try again later"),
+            without_advice(&explain(addr, cause)),
             rounded(*delay)
         )),
     }
+}
+
+/// What happened, without what to do about it: the next attempt is already planned.
+fn without_advice(text: &str) -> &str {
+    ADVICE
+        .iter()
+        .find_map(|advice| text.strip_suffix(advice))
+        .unwrap_or(text)
 }
 
 /// A delay as people say it: milliseconds below a second, else seconds with one decimal.
@@ -54,6 +62,7 @@ mod tests {
     use tonic::Status;
 
     use super::*;
+    use crate::client::{Client, RetryPolicy};
 
     #[test]
     fn a_reconnect_is_told_with_cause_and_delay() {
@@ -65,6 +74,25 @@ mod tests {
             "http://h:1 is unavailable: draining; next attempt in 50 ms"
         );
         assert!(of(2345).ends_with("in 2.3 s"), "{}", of(2345));
+    }
+
+    #[tokio::test]
+    async fn a_reconnect_asks_nothing() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = format!("http://{}", listener.local_addr().unwrap());
+        drop(listener);
+        let policy = RetryPolicy {
+            max_retries: Some(0),
+            ..RetryPolicy::default()
+        };
+        let client = Client::connect_lazy(&addr).unwrap();
+        let client = client.with_publish_policy(policy);
+        let cause = &client.send("ann", "general", "hi", "").await.unwrap_err();
+        let delay = Duration::from_millis(27);
+        assert_eq!(
+            text(&addr, &Event::Reconnecting { delay, cause }).unwrap(),
+            format!("cannot reach {addr}: connection refused; next attempt in 27 ms")
+        );
     }
 
     #[test]
