@@ -36,8 +36,15 @@ fn setting(text: &str) -> Result<(String, String), String> {
     }
 }
 
+const AFTER_HELP: &str = "\
+Examples:
+  weir config example > weir.toml       a file to start from: every key with its meaning, range and default
+  weir config check --config weir.toml  everything that is wrong with it
+  weir config print                     what is in effect: defaults, file, environment and --set together";
+
 /// Shows and checks settings.
 #[derive(Debug, clap::Args)]
+#[command(after_help = AFTER_HELP)]
 pub struct Args {
     #[command(subcommand)]
     action: Action,
