@@ -8,6 +8,7 @@
 
 mod admin;
 mod chat;
+mod cli;
 mod config;
 mod helloworld;
 mod hub;

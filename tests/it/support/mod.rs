@@ -2,7 +2,7 @@
 
 pub mod server;
 
-pub use server::{Settings, TestServer};
+pub use server::{OWN_ADDRESS, Settings, TestServer};
 
 use std::{future::Future, time::Duration};
 

@@ -19,6 +19,9 @@ use weir::proto::chat::chat_service_client::ChatServiceClient;
 
 use super::{SOON, soon};
 
+/// A free port of a loopback address that no connection starts from: while the server is away, its port stays free.
+pub const OWN_ADDRESS: &str = "127.0.0.2:0";
+
 /// Settings of a server under test, as environment variables.
 #[derive(Debug, Clone)]
 pub struct Settings(BTreeMap<String, String>);
@@ -109,6 +112,19 @@ impl TestServer {
         let _ = self.child.kill().await;
         let Self { settings, dir, .. } = self;
         Self::on(dir, settings).await
+    }
+
+    /// Starts it again on the same directory and the same gRPC port; it may be dead already. For a server on an address
+    /// of its own ([`OWN_ADDRESS`]), so that nothing else takes the port in between.
+    pub async fn restart_in_place(mut self) -> Self {
+        let _ = self.child.kill().await;
+        let Self {
+            settings,
+            dir,
+            grpc,
+            ..
+        } = self;
+        Self::on(dir, settings.set("server.grpc", grpc)).await
     }
 
     /// Sends SIGTERM.
