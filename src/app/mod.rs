@@ -72,6 +72,9 @@ pub enum Error {
     /// The descriptors do not fit together: a defect of the build.
     #[error("the descriptors are broken: {0}")]
     Descriptors(String),
+    /// Metrics of the process that do not register: a programming error.
+    #[error("the process's metrics do not register: {0}")]
+    Metrics(#[from] prometheus::Error),
 }
 
 impl App {

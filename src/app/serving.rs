@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use tokio::{
+    runtime::Handle,
     sync::OnceCell,
     task::JoinSet,
     time::{sleep, timeout_at},
@@ -27,7 +28,7 @@ use crate::{
     log::{self, Engine, Health},
     net::{Acceptor, Closing, Settings},
     services::{self, Core},
-    telemetry::{Metrics, Traces},
+    telemetry::{self, Metrics, Traces},
     web,
 };
 
@@ -63,6 +64,7 @@ impl Serving {
             admin,
             started,
         } = app;
+        telemetry::register_process(metrics.registry(), &Handle::current())?;
         let broken = |error: &dyn std::fmt::Display| Error::Descriptors(error.to_string());
         let methods = services::methods(&metrics).map_err(|error| broken(&error))?;
         let instance = Instance::new(
