@@ -3,7 +3,8 @@
 # alone, so a second run takes a moment. Needs no root. What cannot be had leaves one sentence in .tools/missing/NAME,
 # and the tests that need it fail with that sentence.
 #
-#   .tools/bin      nats-server prometheus promtool grpcurl, and python and node with their packages on the path
+#   .tools/bin      nats-server prometheus promtool grpcurl, python and node with their packages on the path, and the Go
+#                   clients go-client (tests/interop/go) and go-chat (examples/go)
 #   .tools/gen      Python stubs of every proto
 #   .tools/log      what each step printed
 set -euo pipefail
@@ -11,9 +12,16 @@ cd "$(dirname "$0")/.."
 root=$PWD
 tools=$root/.tools
 mkdir -p "$tools"/{bin,gen,log,missing,stamps}
+# One run at a time.
+if command -v flock >/dev/null 2>&1; then
+  exec 9>"$tools/lock"
+  flock 9
+fi
 
 nats_version=v2.12.4
 grpcurl_version=v1.9.3
+protoc_gen_go_version=v1.36.10
+protoc_gen_go_grpc_version=v1.5.1
 
 say() { printf '  %-12s %s\n' "$1" "$2"; }
 
@@ -129,6 +137,26 @@ fetch_node() {
   wrapper node "exec env NODE_PATH=\"\$tools/node/node_modules\" \"$(command -v node)\" \"\$@\""
 }
 
+# go_client NAME DIR MODULE: builds the Go client of DIR into .tools/bin, with stubs of the chat proto.
+go_client() {
+  local work=$tools/go/$1 packages="module=$3,Mchat.proto=$3/chatpb"
+  rm -rf "$work"
+  mkdir -p "$work"
+  cp "$2"/*.go "$2"/go.mod "$2"/go.sum "$work"
+  PATH=$tools/bin:$PATH "$tools/bin/python" -m grpc_tools.protoc -I proto --go_out="$work" --go_opt="$packages" \
+    --go-grpc_out="$work" --go-grpc_opt="$packages" chat.proto
+  (cd "$work" && GOTOOLCHAIN=local CGO_ENABLED=0 timeout 900 go build -trimpath -mod=readonly -o "$tools/bin/$1" .)
+}
+
+fetch_go() {
+  have go || missing "The Go clients need Go 1.24 or later, and there is no \`go\` on the path."
+  [ -x "$tools/bin/python" ] || missing "$(cat "$tools/missing/python")"
+  go_install "google.golang.org/protobuf/cmd/protoc-gen-go@$protoc_gen_go_version"
+  go_install "google.golang.org/grpc/cmd/protoc-gen-go-grpc@$protoc_gen_go_grpc_version"
+  go_client go-client tests/interop/go weir-interop
+  go_client go-chat examples/go weir-chat
+}
+
 # One line that changes when any of the files or words does.
 digest() { cat "$@" | cksum | tr ' ' '-'; }
 
@@ -139,3 +167,4 @@ fetch grpcurl "$grpcurl_version" fetch_grpcurl
 fetch python "$(digest tests/interop/python/requirements.txt)" fetch_python
 fetch stubs "$(find proto -name '*.proto' | sort | xargs cat | digest)-$(digest tests/interop/python/requirements.txt)" fetch_stubs
 fetch node "$(digest tests/interop/node/package-lock.json)" fetch_node
+fetch go "$protoc_gen_go_version-$protoc_gen_go_grpc_version-$(digest tests/interop/go/* examples/go/{*.go,go.*} proto/chat.proto)" fetch_go

@@ -1,7 +1,22 @@
 //! Tests against foreign tools and clients; `make tools` fetches them, `make test` runs these tests.
 
-#![allow(clippy::unwrap_used)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    reason = "a test that unwraps fails, as it should"
+)]
 
+mod clients;
+mod examples;
+mod grpcurl;
+mod prometheus;
+#[allow(
+    dead_code,
+    unreachable_pub,
+    reason = "shared with the tests of the binary, which use all of it"
+)]
+#[path = "../it/support/mod.rs"]
+mod support;
 mod tools;
 
 use std::process::Command;

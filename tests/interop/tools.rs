@@ -5,8 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The program `name` of `.tools/bin`: `nats-server`, `prometheus`, `promtool`, `grpcurl`, and `python` and `node` with
-/// the clients' packages on their path. The Python stubs of every proto can be imported.
+/// The program `name` of `.tools/bin`: `nats-server`, `prometheus`, `promtool`, `grpcurl`, `python` and `node` with the
+/// clients' packages on their path, and the Go clients `go-client` and `go-chat`. The Python stubs of every proto can be
+/// imported.
 ///
 /// # Panics
 /// With the reason in one sentence, when the tool could not be had.
@@ -17,6 +18,7 @@ pub(crate) fn tool(name: &str) -> PathBuf {
     let steps: &[&str] = match name {
         "promtool" => &["prometheus"],
         "python" => &["python", "stubs"],
+        "go-client" | "go-chat" => &["go"],
         other => &[other],
     };
     for step in steps {

@@ -1,0 +1,160 @@
+//! A real Prometheus scrapes a real Weir.
+
+use std::{io::Write as _, net::SocketAddr, process::Stdio};
+
+use tokio::{
+    io::{AsyncBufReadExt as _, BufReader},
+    process::{Child, Command},
+};
+
+use crate::{
+    support::{TestServer, eventually, follow, next, send, server::http_get, soon},
+    tools::tool,
+};
+
+struct Prometheus {
+    _process: Child,
+    _dir: tempfile::TempDir,
+    address: SocketAddr,
+}
+
+impl Prometheus {
+    /// Starts one that scrapes `target` four times a second.
+    async fn scraping(target: SocketAddr) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let config = format!(
+            "global:\n  scrape_interval: 250ms\n  scrape_timeout: 250ms\n\
+             scrape_configs:\n  - job_name: weir\n    static_configs:\n      - targets: ['{target}']\n"
+        );
+        std::fs::write(dir.path().join("prometheus.yml"), config).unwrap();
+        let mut process = Command::new(tool("prometheus"))
+            .args([
+                "--config.file=prometheus.yml",
+                "--storage.tsdb.path=data",
+                "--web.listen-address=127.0.0.1:0",
+            ])
+            .current_dir(dir.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();
+        let address = soon("Prometheus's address", async {
+            while let Some(line) = lines.next_line().await.unwrap() {
+                if let Some(address) = listens_on(&line) {
+                    return address;
+                }
+            }
+            panic!("Prometheus ended")
+        })
+        .await;
+        // It stops when nobody reads what it says.
+        tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        Self {
+            _process: process,
+            _dir: dir,
+            address,
+        }
+    }
+
+    /// The value of an expression that gives one series; `None` while there is none.
+    async fn query(&self, expression: &str) -> Option<f64> {
+        let response = http_get(self.address, &format!("/api/v1/query?query={expression}")).await;
+        let answer: serde_json::Value =
+            serde_json::from_str(response.split_once("\r\n\r\n")?.1).ok()?;
+        answer["data"]["result"][0]["value"][1]
+            .as_str()?
+            .parse()
+            .ok()
+    }
+
+    async fn eventually(&self, expression: &str, is_fine: impl Fn(f64) -> bool) {
+        let is_fine = &is_fine;
+        eventually(expression, || async move {
+            self.query(expression).await.filter(|value| is_fine(*value))
+        })
+        .await;
+    }
+}
+
+fn listens_on(line: &str) -> Option<SocketAddr> {
+    let (_, rest) = line.split_once("Listening on")?;
+    let (_, address) = rest.split_once("address=")?;
+    address.split([' ', '"']).next()?.parse().ok()
+}
+
+/// A server on which something has happened.
+async fn busy() -> TestServer {
+    let server = TestServer::start().await;
+    let mut chat = server.chat().await;
+    let mut stream = chat
+        .subscribe_messages(follow("general", None))
+        .await
+        .unwrap()
+        .into_inner();
+    next(&mut stream).await;
+    for _ in 0..3 {
+        chat.send_message(send("general", "ann", "hi"))
+            .await
+            .unwrap();
+        next(&mut stream).await;
+    }
+    server
+}
+
+#[tokio::test]
+async fn prometheus_scrapes_and_answers_queries() {
+    let server = busy().await;
+    let prometheus = Prometheus::scraping(server.admin()).await;
+    prometheus.eventually("up", |value| value == 1.0).await;
+    prometheus
+        .eventually(
+            "grpc_server_started_total{grpc_method=\"SendMessage\"}",
+            |value| value == 3.0,
+        )
+        .await;
+    prometheus
+        .eventually("weir_build_info", |value| value == 1.0)
+        .await;
+    prometheus
+        .eventually("sum(rate(weir_append_seconds_count[10s]))", |value| {
+            value > 0.0
+        })
+        .await;
+    let target = http_get(prometheus.address, "/api/v1/targets").await;
+    assert!(
+        target.contains("\"lastError\":\"\"") && target.contains("\"health\":\"up\""),
+        "{target}"
+    );
+}
+
+#[tokio::test]
+async fn promtool_finds_nothing_to_say_about_the_metrics() {
+    let server = busy().await;
+    let response = server.admin_get("/metrics").await;
+    let (_, text) = response.split_once("\r\n\r\n").unwrap();
+    assert!(
+        text.contains("weir_build_info{") && text.contains("process_cpu_seconds_total "),
+        "{text}"
+    );
+    let mut promtool = std::process::Command::new(tool("promtool"))
+        .args(["check", "metrics"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    promtool
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(text.as_bytes())
+        .unwrap();
+    let done = promtool.wait_with_output().unwrap();
+    let said = [done.stdout, done.stderr]
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .concat();
+    assert!(done.status.success() && said.trim().is_empty(), "{said}");
+}
