@@ -53,8 +53,10 @@ func main() {
 	}
 	defer conn.Close()
 	room := &room{chat: pb.NewChatServiceClient(conn), name: *name, user: *user}
-	shown := make(chan uint64, 1024)
+	shown := make(chan struct{}, 1)
 	go room.follow(shown)
+	// What is said before the room is followed would not be shown.
+	<-shown
 
 	last := uint64(0)
 	lines := bufio.NewScanner(os.Stdin)
@@ -72,7 +74,7 @@ func main() {
 }
 
 // follow prints what is said, for ever.
-func (r *room) follow(shown chan<- uint64) {
+func (r *room) follow(shown chan<- struct{}) {
 	for ; ; time.Sleep(pause) {
 		if err := r.read(shown); !isTemporary(err) {
 			log.Fatal(err)
@@ -81,7 +83,7 @@ func (r *room) follow(shown chan<- uint64) {
 }
 
 // read prints what is said until the stream breaks.
-func (r *room) read(shown chan<- uint64) error {
+func (r *room) read(shown chan<- struct{}) error {
 	request := &pb.SubscribeRequest{Room: r.name, User: r.user}
 	isNew := !r.isKnown
 	if !isNew {
@@ -114,10 +116,10 @@ func (r *room) read(shown chan<- uint64) error {
 		if message.GetSequence() > 0 {
 			r.position.Store(message.GetSequence())
 			r.isKnown = true
-			select {
-			case shown <- message.GetSequence():
-			default:
-			}
+		}
+		select {
+		case shown <- struct{}{}:
+		default:
 		}
 	}
 }

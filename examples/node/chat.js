@@ -77,6 +77,8 @@ async function main() {
   const following = follow();
   let last = '0';
   const talking = (async () => {
+    // What is said before the room is followed would not be shown.
+    await once(shown, 'message');
     for await (const line of readline.createInterface({ input: process.stdin })) last = await say(line);
     // What was said last is shown before the end.
     const signal = AbortSignal.timeout(5000);

@@ -11,6 +11,7 @@ What is typed is said in the room; what the room says is printed. Two fields mak
 """
 
 import argparse
+import os
 import sys
 import threading
 import time
@@ -39,6 +40,7 @@ class Room:
     def __init__(self, chat, room, user):
         self.chat, self.room, self.user = chat, room, user
         self.position = None
+        self.is_followed = threading.Event()
         self.has_moved = threading.Condition()
 
     def follow(self):
@@ -55,7 +57,8 @@ class Room:
                     self.show(message, is_new)
             except grpc.RpcError as error:
                 if error.code() not in TEMPORARY:
-                    raise
+                    print(error.details(), file=sys.stderr)
+                    os._exit(1)
             time.sleep(PAUSE)
 
     def show(self, message, is_new):
@@ -65,6 +68,7 @@ class Room:
         with self.has_moved:
             self.position = message.sequence or self.position
             self.has_moved.notify_all()
+        self.is_followed.set()
 
     def say(self, text):
         """Returns the line's sequence once it is on disk."""
@@ -89,6 +93,8 @@ def main():
     with grpc.insecure_channel(args.address) as channel:
         room = Room(chat_pb2_grpc.ChatServiceStub(channel), args.room, args.user)
         threading.Thread(target=room.follow, daemon=True).start()
+        # What is said before the room is followed would not be shown.
+        room.is_followed.wait()
         last = 0
         for line in sys.stdin:
             last = room.say(line.rstrip("\n"))

@@ -12,6 +12,18 @@ use crate::{
     tools::tool,
 };
 
+fn start(program: &str, args: &[&str]) -> Child {
+    Command::new(tool(program))
+        .args(args)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
 struct Talker {
     name: &'static str,
     process: Child,
@@ -21,15 +33,7 @@ struct Talker {
 impl Talker {
     /// Starts a client and waits until it is in the room.
     async fn start(name: &'static str, program: &str, args: &[&str]) -> Self {
-        let mut process = Command::new(tool(program))
-            .args(args)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .env("PYTHONDONTWRITEBYTECODE", "1")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
+        let mut process = start(program, args);
         let lines = BufReader::new(process.stdout.take().unwrap()).lines();
         let mut talker = Self {
             name,
@@ -70,25 +74,51 @@ async fn round(talkers: &mut [Talker], text: &str) {
     }
 }
 
+/// The three clients: who they are, how they are started.
+fn clients(address: &str) -> [(&'static str, &'static str, Vec<&str>); 3] {
+    [
+        (
+            "py",
+            "python",
+            vec!["examples/python/chat.py", "py", "--address", address],
+        ),
+        (
+            "js",
+            "node",
+            vec!["examples/node/chat.js", "js", "general", address],
+        ),
+        ("go", "go-chat", vec!["-user", "go", "-address", address]),
+    ]
+}
+
+#[tokio::test]
+async fn a_line_piped_into_an_example_is_said_and_shown() {
+    let server = TestServer::start().await;
+    let address = server.grpc().to_string();
+    for (name, program, args) in clients(&address) {
+        let mut process = start(program, &args);
+        process
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(b"in and out\n")
+            .await
+            .unwrap();
+        let done = soon(name, process.wait_with_output()).await.unwrap();
+        let shown = String::from_utf8_lossy(&done.stdout).into_owned();
+        let expected = format!("System: Welcome to room general, {name}!\n{name}: in and out\n");
+        assert_eq!((shown, done.status.code()), (expected, Some(0)));
+    }
+}
+
 #[tokio::test]
 async fn the_examples_talk_to_each_other_across_kill_9() {
     let mut server = TestServer::with(Settings::default().set("server.grpc", OWN_ADDRESS)).await;
     let address = server.grpc().to_string();
-    let mut talkers = [
-        Talker::start(
-            "py",
-            "python",
-            &["examples/python/chat.py", "py", "--address", &address],
-        )
-        .await,
-        Talker::start(
-            "js",
-            "node",
-            &["examples/node/chat.js", "js", "general", &address],
-        )
-        .await,
-        Talker::start("go", "go-chat", &["-user", "go", "-address", &address]).await,
-    ];
+    let mut talkers = Vec::new();
+    for (name, program, args) in clients(&address) {
+        talkers.push(Talker::start(name, program, &args).await);
+    }
     round(&mut talkers, "hello").await;
     server.kill().await;
     for talker in &mut talkers {
