@@ -7,7 +7,7 @@ use tokio::process::Command;
 use crate::{support::TestServer, tools::tool};
 
 /// How long a script may take: the largest ones say when they give up themselves.
-const PATIENCE: Duration = Duration::from_secs(400);
+const PATIENCE: Duration = Duration::from_secs(700);
 
 /// A file of this directory or, with `../`, of the repository.
 fn file(path: &str) -> String {

@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from grpc_status import rpc_status
 
 SOON = 60
-LONG = 300
+LONG = 600
 
 
 def connect(address):
