@@ -59,6 +59,9 @@ struct Room {
     subscription: Subscription<Records>,
 }
 
+/// A room, and what was said in it.
+type News = (Topic, Vec<Arc<Record>>);
+
 /// What happened next.
 enum Event {
     Incoming(Option<Vec<Message>>),
@@ -230,9 +233,9 @@ impl Session {
 
 /// News of any room; rooms take turns so that a busy one does not silence the others.
 fn poll_rooms(
-    rooms: &mut Vec<Room>,
+    rooms: &mut [Room],
     cx: &mut Context<'_>,
-) -> Poll<Result<(Topic, Vec<Arc<Record>>), Error>> {
+) -> Poll<Result<News, Error>> {
     for index in 0..rooms.len() {
         let subscription = &mut rooms[index].subscription;
         if let Poll::Ready(batch) = subscription.poll_next(cx) {
