@@ -232,10 +232,7 @@ impl Session {
 }
 
 /// News of any room; rooms take turns so that a busy one does not silence the others.
-fn poll_rooms(
-    rooms: &mut [Room],
-    cx: &mut Context<'_>,
-) -> Poll<Result<News, Error>> {
+fn poll_rooms(rooms: &mut [Room], cx: &mut Context<'_>) -> Poll<Result<News, Error>> {
     for index in 0..rooms.len() {
         let subscription = &mut rooms[index].subscription;
         if let Poll::Ready(batch) = subscription.poll_next(cx) {
