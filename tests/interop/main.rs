@@ -2,6 +2,7 @@
 
 #![allow(
     missing_docs,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test that unwraps fails, as it should"
 )]

@@ -1,10 +1,8 @@
 //! `chat.ChatService` over real sockets.
 
-use tonic::Code;
-use tonic_types::StatusExt as _;
 use weir::proto::chat::{Message, MessageType};
 
-use crate::support::{TestServer, follow, message, next, send};
+use crate::support::{TestServer, follow, next, send};
 
 #[tokio::test]
 async fn a_sequence_of_one_room_resumes_another() {

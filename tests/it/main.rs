@@ -2,6 +2,8 @@
 
 #![allow(
     missing_docs,
+    unreachable_pub,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test that unwraps fails, as it should"
 )]
@@ -17,5 +19,6 @@ mod log_embedded;
 mod log_model;
 mod log_support;
 mod otlp;
+#[allow(dead_code, reason = "the interop tests use the rest of it")]
 mod support;
 mod telemetry;
