@@ -89,9 +89,13 @@ struct Session {
 }
 
 impl Session {
-    /// Talks until the input has ended and what was said is shown.
+    /// Talks until the input has ended and what was said is shown. The room's answer is waited for even if there is nothing
+    /// to say: it may be a refusal.
     async fn converse(&mut self) -> Result<(), Failure> {
-        while self.lines.is_some() || !self.outgoing.is_done(self.subscription.position()) {
+        while self.lines.is_some()
+            || !self.is_welcome
+            || !self.outgoing.is_done(self.subscription.position())
+        {
             let farewell = self.outgoing.since + FAREWELL;
             let is_leaving = self.lines.is_none() && !self.outgoing.is_busy();
             let wants_lines = self.outgoing.lines.is_empty();
