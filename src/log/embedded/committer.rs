@@ -110,6 +110,8 @@ pub(super) struct Committer {
     room: Room,
     faults: Option<Faults>,
     mode: Mode,
+    /// When a full disk is looked at again.
+    look_at: Instant,
     /// Keys up to here were forgotten; saves walking over what they leave behind in the database.
     forgotten: Vec<u8>,
     is_closing: bool,
@@ -140,6 +142,7 @@ impl Committer {
             room: Room::new(config.dir.clone(), min_free_bytes, start.faults.clone()),
             faults: start.faults,
             mode: Mode::Ready,
+            look_at: Instant::now(),
             forgotten: Vec::new(),
             is_closing: false,
         }
@@ -156,19 +159,28 @@ impl Committer {
         self.close();
     }
 
-    /// Waits for a command; none when it is time to look whether the disk has room again.
+    /// Waits for a command; none when a full disk was looked at. That comes first when it is due: commands that a full disk
+    /// does not keep from coming must not put it off.
     fn next(&mut self) -> Option<Command> {
-        if matches!(self.mode, Mode::Full | Mode::Broken) {
-            match self.commands.recv_timeout(FULL_RETRY) {
-                Ok(command) => return Some(command),
-                Err(RecvTimeoutError::Timeout) => self.recover(),
-                Err(RecvTimeoutError::Disconnected) => self.is_closing = true,
-            }
+        if !matches!(self.mode, Mode::Full | Mode::Broken) {
+            let command = self.commands.recv().ok();
+            self.is_closing = command.is_none();
+            return command;
+        }
+        let wait = self.look_at.saturating_duration_since(Instant::now());
+        if wait.is_zero() {
+            self.look_at = Instant::now() + FULL_RETRY;
+            self.recover();
             return None;
         }
-        let command = self.commands.recv().ok();
-        self.is_closing = command.is_none();
-        command
+        match self.commands.recv_timeout(wait) {
+            Ok(command) => Some(command),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                self.is_closing = true;
+                None
+            }
+        }
     }
 
     fn serve(&mut self, command: Command) {
@@ -338,6 +350,7 @@ impl Committer {
             Mode::Failed(cause) => Health::Failed(cause.clone()),
         };
         self.mode = mode;
+        self.look_at = Instant::now() + FULL_RETRY;
         self.shared.set_health(health);
     }
 
