@@ -7,6 +7,11 @@
     clippy::unwrap_used,
     reason = "a test that unwraps fails, as it should"
 )]
+#![allow(
+    unreachable_pub,
+    clippy::print_stdout,
+    reason = "tests share helpers and print the figures they measure"
+)]
 
 mod admin;
 mod chat;
@@ -14,11 +19,11 @@ mod cli;
 mod config;
 mod helloworld;
 mod hub;
+mod kill9;
 mod log_conformance;
 mod log_embedded;
 mod log_model;
 mod log_support;
 mod otlp;
-#[allow(dead_code, reason = "the interop tests use the rest of it")]
 mod support;
 mod telemetry;

@@ -133,6 +133,17 @@ impl TestServer {
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("a signal");
     }
 
+    /// Starts a second process on the same directory and settings and ends it, as by `kill -9`, after `life`.
+    pub async fn start_and_kill(&self, life: Duration) {
+        let mut child = command(self.dir.path(), &self.settings)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary starts");
+        tokio::time::sleep(life).await;
+        child.kill().await.expect("the process is killed");
+    }
+
     /// Waits for its end; returns the exit code.
     pub async fn exit_code(&mut self) -> Option<i32> {
         soon("the process to end", self.child.wait())
@@ -229,6 +240,15 @@ pub fn command(dir: &Path, settings: &Settings) -> Command {
 /// The binary under test.
 pub fn binary() -> PathBuf {
     env!("CARGO_BIN_EXE_weir").into()
+}
+
+/// An address that stays free while nobody listens on it: the kernel gives ports of this range to nobody by itself.
+pub fn lasting_address() -> SocketAddr {
+    let at = |_| SocketAddr::from(([127, 0, 0, 1], rand::random_range(12_000..30_000)));
+    (0..1000)
+        .map(at)
+        .find(|address| std::net::TcpListener::bind(address).is_ok())
+        .expect("a free port")
 }
 
 /// The first address behind `label` in the start-up line.
