@@ -25,5 +25,6 @@ mod log_embedded;
 mod log_model;
 mod log_support;
 mod otlp;
+mod slow_reader;
 mod support;
 mod telemetry;
