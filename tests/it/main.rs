@@ -17,6 +17,7 @@ mod admin;
 mod chat;
 mod cli;
 mod config;
+mod core_model;
 mod helloworld;
 mod hub;
 mod kill9;
