@@ -18,6 +18,7 @@ mod chat;
 mod cli;
 mod config;
 mod core_model;
+mod disk;
 mod helloworld;
 mod hub;
 mod kill9;
