@@ -28,5 +28,6 @@ mod log_model;
 mod log_support;
 mod otlp;
 mod slow_reader;
+mod startup;
 mod support;
 mod telemetry;
