@@ -27,6 +27,7 @@ mod log_embedded;
 mod log_model;
 mod log_support;
 mod otlp;
+mod retention;
 mod slow_reader;
 mod startup;
 mod support;
