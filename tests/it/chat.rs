@@ -1,5 +1,6 @@
 //! `chat.ChatService` over real sockets.
 
+use tonic::Code;
 use weir::proto::chat::{Message, MessageType};
 
 use crate::support::{TestServer, follow, next, send};

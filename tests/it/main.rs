@@ -5,12 +5,7 @@
     unreachable_pub,
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "a test that unwraps fails, as it should"
-)]
-#![allow(
-    unreachable_pub,
-    clippy::print_stdout,
-    reason = "tests share helpers and print the figures they measure"
+    reason = "a test that unwraps fails, as it should; tests share helpers and print the figures they measure"
 )]
 
 mod admin;
