@@ -277,9 +277,11 @@ async fn a_canary_that_is_not_delivered_takes_readiness_away() {
 /// An engine whose feed can be made to lose records, as one whose connection breaks does.
 struct Ears {
     inner: Memory,
-    relays: Arc<Mutex<Vec<(Topic, Weak<Relay>)>>>,
+    relays: Relays,
     is_deaf: watch::Sender<bool>,
 }
+
+type Relays = Arc<Mutex<Vec<(Topic, Weak<Relay>)>>>;
 
 /// Stands between the engine and the hub.
 struct Relay {
