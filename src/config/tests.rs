@@ -204,7 +204,7 @@ fn wrong_types_and_ranges_are_refused() {
         ("log.dedupe_window", &["0s"]),
         ("log.queue", &["0", "5MiB"]),
         ("log.retention.room.bytes", &["0"]),
-        ("hub.total", &["1MiB"]),
+        ("hub.total", &["512KiB"]),
         ("limits.message", &["0", "100MiB"]),
         ("drain.spread", &["6s"]),
         ("drain.timeout", &["0s"]),

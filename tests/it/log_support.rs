@@ -1,13 +1,14 @@
 //! What tests of the log share.
 
 use std::{
+    collections::BTreeMap,
     fs,
     future::Future,
     io::{self, Read},
     os::unix::fs::MetadataExt,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -172,27 +173,57 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: 
     );
 }
 
-/// Copies a directory as a crash would leave it.
+/// Copies a directory as a crash would leave it: all files as of one moment. Files that come or go while it copies, as those
+/// of a compaction do, make it copy again.
 pub(crate) fn copy_dir(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_dir(&entry.path(), &target);
-        } else {
-            copy_file(&entry.path(), &target);
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        let before = files(from);
+        let copied = copy_tree(from, to);
+        if copied.is_ok()
+            && before.is_ok_and(|before| files(from).is_ok_and(|after| after == before))
+        {
+            return;
         }
+        assert!(Instant::now() < deadline, "never quiet: {}", from.display());
+        fs::remove_dir_all(to).unwrap();
     }
 }
 
+/// Every file below `dir` with its length.
+fn files(dir: &Path) -> io::Result<BTreeMap<PathBuf, u64>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir)? {
+        let (entry, path) = entry.map(|entry| (entry.metadata(), entry.path()))?;
+        match entry? {
+            meta if meta.is_dir() => all.extend(files(&path)?),
+            meta => drop(all.insert(path, meta.len())),
+        }
+    }
+    Ok(all)
+}
+
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else {
+            copy_file(&entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
 /// Copies a file; what was only set aside at its end stays a hole.
-fn copy_file(from: &Path, to: &Path) {
-    let mut from = fs::File::open(from).unwrap();
-    let meta = from.metadata().unwrap();
-    let mut to = fs::File::create(to).unwrap();
-    io::copy(&mut (&mut from).take(meta.blocks() * 512), &mut to).unwrap();
-    to.set_len(meta.len()).unwrap();
+fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
+    let mut from = fs::File::open(from)?;
+    let meta = from.metadata()?;
+    let mut to = fs::File::create(to)?;
+    io::copy(&mut (&mut from).take(meta.blocks() * 512), &mut to)?;
+    to.set_len(meta.len())
 }
 
 /// A follower that keeps what it is called with and checks the contract of the calls.
