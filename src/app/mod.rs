@@ -128,15 +128,19 @@ impl App {
     /// # Errors
     /// The log does not open, or a task that has to run ended.
     pub async fn run(self, shutdown: Shutdown) -> Result<(), Error> {
-        let serving = Serving::start(self)?;
+        let serving = Serving::start(self).await?;
         let stopped = shutdown.now.clone();
         let life = async {
-            let outcome = match serving.open().await {
-                Ok(mut core_tasks) => tokio::select! {
-                    () = shutdown.drain.cancelled() => Ok(()),
-                    failed = core_tasks.failed() => Err(failed),
-                },
-                Err(error) => return Err(error),
+            let outcome = tokio::select! {
+                opened = serving.open() => {
+                    let mut core_tasks = opened?;
+                    tokio::select! {
+                        () = shutdown.drain.cancelled() => Ok(()),
+                        failed = core_tasks.failed() => Err(failed),
+                    }
+                }
+                // Recovery is left where it is, as a crash would leave it.
+                () = shutdown.drain.cancelled() => Ok(()),
             };
             serving.drain().await;
             outcome

@@ -54,7 +54,7 @@ pub(super) struct Serving {
 
 impl Serving {
     /// Starts every listener. The gate lets only health and reflection through until the log is open.
-    pub(super) fn start(app: App) -> Result<Self, Error> {
+    pub(super) async fn start(app: App) -> Result<Self, Error> {
         let App {
             config,
             metrics,
@@ -95,6 +95,12 @@ impl Serving {
             streams,
             started,
         };
+        // Before the first connection: the reporter's own beginning is SERVING.
+        serving.report(false).await;
+        serving
+            .reporter
+            .set_service_status(LIVENESS, ServingStatus::Serving)
+            .await;
         let acceptor = serving.acceptor(&serving.closing, &serving.connections);
         for listener in grpc {
             tokio::spawn(acceptor.clone().serve(listener, front.clone()));
@@ -132,10 +138,6 @@ impl Serving {
 
     /// Recovers the log, opens the gate and starts the tasks that have to run.
     pub(super) async fn open(&self) -> Result<CoreTasks, Error> {
-        self.report(false).await;
-        self.reporter
-            .set_service_status(LIVENESS, ServingStatus::Serving)
-            .await;
         let (config, metrics) = (self.config.log.clone(), self.metrics.clone());
         let opened = tokio::task::spawn_blocking(move || log::open(&config, metrics)).await;
         let engine = opened.map_err(|error| Error::Task(error.to_string()))??;
