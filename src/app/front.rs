@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderName, HeaderValue, Method, Request, Response, Version, header};
+use http::{HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use tonic::{Status, body::Body, service::Routes};
 use tonic_web::GrpcWebLayer;
 use tower::{Layer as _, Service, ServiceExt as _, util::BoxCloneSyncService};
@@ -64,19 +64,31 @@ impl Service<Request<Body>> for Front {
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         if is_web(&request) {
             Box::pin(self.web.clone().oneshot(request))
+        } else if is_too_old(&request) {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::HTTP_VERSION_NOT_SUPPORTED;
+            Box::pin(std::future::ready(Ok(response)))
         } else {
             Box::pin(self.grpc.call(request))
         }
     }
 }
 
-/// HTTP/1.1, a browser's preflight, and gRPC-Web go the web's way.
+/// A browser's preflight and gRPC-Web go the web's way.
 fn is_web(request: &Request<Body>) -> bool {
-    let is_grpc_web = || {
-        let content_type = request.headers().get(header::CONTENT_TYPE);
-        content_type.is_some_and(|value| value.as_bytes().starts_with(b"application/grpc-web"))
-    };
-    request.version() != Version::HTTP_2 || request.method() == Method::OPTIONS || is_grpc_web()
+    request.method() == Method::OPTIONS || is_of_type(request, b"application/grpc-web")
+}
+
+/// gRPC itself needs HTTP/2: its trailers.
+fn is_too_old(request: &Request<Body>) -> bool {
+    request.version() != Version::HTTP_2
+        && request.method() == Method::POST
+        && is_of_type(request, b"application/grpc")
+}
+
+fn is_of_type(request: &Request<Body>, start: &[u8]) -> bool {
+    let content_type = request.headers().get(header::CONTENT_TYPE);
+    content_type.is_some_and(|value| value.as_bytes().starts_with(start))
 }
 
 fn cors_layer(cors: &Cors) -> CorsLayer {
