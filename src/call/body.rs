@@ -10,12 +10,12 @@ use std::{
 use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status, body::Body};
 use tracing::Span;
 
-use super::{Call, Ending, frames::FrameCounter, status, streams::Registered};
-use crate::telemetry::trace;
+use super::{Call, Ending, Kind, frames::FrameCounter, status, streams::Registered};
+use crate::{net::Expiry, telemetry::trace};
 
 /// What may end a call before its handler does.
 pub(super) struct Limits {
@@ -33,18 +33,43 @@ impl Limits {
         if let Some(registered) = &mut self.registered
             && let Poll::Ready(ending) = registered.poll_ending(cx)
         {
-            let reason = match ending {
-                Ending::Drain => "drain",
-                Ending::MaxAge => "max_age",
-            };
-            return Poll::Ready((status::ended(ending, call.position()), reason));
+            return Poll::Ready((status::ended(ending, call.position()), reason(ending)));
         }
         if let Some(deadline) = &mut self.deadline
-            && deadline.as_mut().poll(cx).is_ready()
+            // The timer is coarser than a deadline may be.
+            && (deadline.as_mut().poll(cx).is_ready() || deadline.deadline() <= Instant::now())
         {
             return Poll::Ready((status::deadline_exceeded(call.method()), "deadline"));
         }
         Poll::Pending
+    }
+
+    /// Has the connection reset a stream that stays when it has to end: its client does not read, so nobody asks the body.
+    pub(super) fn watch(&self, expiry: &Expiry) {
+        let ending = self.registered.as_ref().map(Registered::watch);
+        let deadline = self.deadline.as_ref().map(|deadline| deadline.deadline());
+        if ending.is_some() || deadline.is_some() {
+            expiry.set(move || {
+                ending.as_ref().is_some_and(|ending| ending().is_some())
+                    || deadline.is_some_and(|deadline| deadline <= Instant::now())
+            });
+        }
+    }
+
+    /// Why the call had to end, if it had to.
+    fn ended(&self) -> Option<(Code, &'static str)> {
+        if let Some(ending) = self.registered.as_ref().and_then(Registered::ending) {
+            return Some((Code::Unavailable, reason(ending)));
+        }
+        let deadline = self.deadline.as_ref()?.deadline();
+        (deadline <= Instant::now()).then_some((Code::DeadlineExceeded, "deadline"))
+    }
+}
+
+const fn reason(ending: Ending) -> &'static str {
+    match ending {
+        Ending::Drain => "drain",
+        Ending::MaxAge => "max_age",
     }
 }
 
@@ -73,9 +98,12 @@ impl Outcome {
         &self.call
     }
 
-    /// Ends the span where a stream begins: it is not held open for hours.
+    /// Ends the span where a stream of responses begins: it is not held open for hours.
     pub(super) fn stream_began(&mut self) {
-        if self.call.method().active.is_some() {
+        if matches!(
+            self.call.method().kind,
+            Kind::ServerStream | Kind::BidiStream
+        ) {
             self.span = Span::none();
         }
     }
@@ -247,6 +275,16 @@ impl HttpBody for CallBody {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
+    }
+}
+
+impl Drop for CallBody {
+    fn drop(&mut self) {
+        if !self.is_ended
+            && let Some((code, reason)) = self.limits.ended()
+        {
+            self.outcome.record(code, Some(reason));
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Method as HttpMethod, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method as HttpMethod, Request, Response, StatusCode, header};
 use pin_project_lite::pin_project;
 use tonic::{Code, Status, body::Body};
 use tower::{Layer, Service};
@@ -19,7 +19,7 @@ use super::{
     body::{CallBody, CountedRequest, Limits, Outcome},
     deadline, status,
 };
-use crate::{core::Instance, telemetry::Traces};
+use crate::{core::Instance, net::Expiry, telemetry::Traces};
 
 /// Puts [`CallService`] around the routes.
 #[derive(Debug, Clone)]
@@ -94,6 +94,9 @@ where
             return CallFuture::done(status::invalid_timeout().into_http());
         };
         let limits = self.limits(&call, timeout);
+        if let Some(expiry) = request.extensions().get::<Expiry>() {
+            limits.watch(expiry);
+        }
         let entered = span.enter();
         let inner = self.inner.call(prepare(request, &call));
         drop(entered);
@@ -127,6 +130,11 @@ fn refuse(request: &Request<Body>) -> Option<Response<Body>> {
     };
     let mut response = Response::new(Body::empty());
     *response.status_mut() = code;
+    if code == StatusCode::METHOD_NOT_ALLOWED {
+        response
+            .headers_mut()
+            .insert(header::ALLOW, HeaderValue::from_static("POST"));
+    }
     Some(response)
 }
 

@@ -181,6 +181,17 @@ pub struct Registered {
 }
 
 impl Registered {
+    /// How the server ends the stream, if it does.
+    pub(super) fn ending(&self) -> Option<Ending> {
+        self.slot.ending()
+    }
+
+    /// [`Self::ending`] for somebody who does not keep the stream registered.
+    pub(super) fn watch(&self) -> impl Fn() -> Option<Ending> + Send + Sync + 'static + use<> {
+        let slot = Arc::clone(&self.slot);
+        move || slot.ending()
+    }
+
     /// Ready when the server ends the stream.
     pub(super) fn poll_ending(&mut self, cx: &Context<'_>) -> Poll<Ending> {
         if let Some(ending) = self.slot.ending() {

@@ -8,7 +8,7 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -18,6 +18,7 @@ use hyper_util::{rt::TokioTimer, server::conn::auto};
 use pin_project_lite::pin_project;
 
 use super::{
+    expiry::{Expiring, Expiry},
     io::Flusher,
     tasks::{Task, Tasks},
 };
@@ -82,18 +83,38 @@ impl Settings {
 /// Collects the streams that hyper spawns, until the connection takes them over. It never holds more than the connection
 /// accepted in one poll.
 #[derive(Clone, Default)]
-pub(super) struct Streams(Arc<Mutex<Vec<Task>>>);
+pub(super) struct Streams(Arc<Mutex<Spawned>>);
+
+#[derive(Default)]
+struct Spawned {
+    streams: Vec<Task>,
+    /// Of the request that was served last: hyper calls the service, then spawns its stream.
+    expiry: Option<Expiry>,
+}
 
 impl Streams {
+    fn lock(&self) -> MutexGuard<'_, Spawned> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn take(&self) -> Vec<Task> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.lock().streams)
+    }
+
+    /// The expiry of the stream that is spawned next.
+    pub(super) fn serving(&self) -> Expiry {
+        self.lock().expiry.insert(Expiry::default()).clone()
     }
 }
 
 impl<F: Future<Output = ()> + Send + 'static> Executor<F> for Streams {
     fn execute(&self, future: F) {
-        let mut spawned = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        spawned.push(Box::pin(future));
+        let mut spawned = self.lock();
+        let task: Task = match spawned.expiry.take() {
+            Some(expiry) => Box::pin(Expiring::new(future, expiry)),
+            None => Box::pin(future),
+        };
+        spawned.streams.push(task);
     }
 }
 

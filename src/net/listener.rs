@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http::{Request, Response};
+use http::{Request, Response, Version};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -149,13 +149,17 @@ impl Acceptor {
             + 'static,
         S::Future: Send,
     {
+        let streams = Streams::default();
+        let serving = streams.clone();
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(Peer(peer));
+            if request.version() == Version::HTTP_2 {
+                request.extensions_mut().insert(serving.serving());
+            }
             service.clone().call(request)
         });
         let (socket, flusher) = write_once(stream);
-        let streams = Streams::default();
         let builder = self.settings.builder(streams.clone());
         let protocol = builder.serve_connection(TokioIo::new(socket), service);
         let mut connection = pin!(Connection::new(protocol, streams, flusher));

@@ -5,11 +5,13 @@
 //! they send in one poll leaves with one write ([`io`]). Knows HTTP, not gRPC: what is served is any tower service.
 
 mod connection;
+mod expiry;
 mod io;
 mod listener;
 mod tasks;
 
 pub use connection::Settings;
+pub use expiry::Expiry;
 pub use listener::{Acceptor, Closing, bind};
 
 /// The address a request came from; in every request's extensions.
