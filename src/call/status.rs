@@ -204,6 +204,8 @@ fn is_undecodable(text: &str) -> bool {
         "failed to decode Protobuf",
         "protocol error: received message",
         "Unexpected EOF decoding",
+        "Missing request message",
+        "tonic-web: ",
     ]
     .iter()
     .any(|part| text.contains(part))

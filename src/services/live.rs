@@ -22,7 +22,10 @@ use tower::Service;
 
 use crate::{
     call::{Call, into_status},
-    core::hub::{Encoded, Encoding, Subscription},
+    core::{
+        Error,
+        hub::{Encoded, Encoding, Subscription},
+    },
     log::Sequence,
     telemetry::Metrics,
 };
@@ -167,10 +170,12 @@ async fn read<R: prost::Message + Default + 'static>(
     }
     let decoder = ProstCodec::<R, R>::default().decoder();
     let mut requests = Streaming::new_request(decoder, body, None, Some(limit));
-    requests
-        .message()
-        .await?
-        .ok_or_else(|| Status::invalid_argument("the call carries no request message"))
+    requests.message().await?.ok_or_else(|| {
+        into_status(Error::invalid(
+            "message",
+            "the call carries no request message",
+        ))
+    })
 }
 
 /// The body: what is first, then what the hub has.
