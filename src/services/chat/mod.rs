@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use futures::{Stream, StreamExt as _, stream};
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tonic::{Request, Response, Status, Streaming};
 
 use self::{convert::ChatMessages, session::Session};
@@ -30,6 +30,9 @@ use crate::{
 
 /// How often measurements are taken when the request does not say.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
+/// What is delivered may be so much larger than what came in: an id, a time and a sequence are added, and an echo's prefix.
+/// Without it a message of the largest size could be stored and never delivered.
+const ENVELOPE_BYTES: usize = 4 * 1024;
 /// The metadata key by which a bidirectional stream resumes.
 const AFTER_SEQUENCE: &str = "after-sequence";
 
@@ -42,7 +45,7 @@ pub(super) fn routes(core: &Core) -> WithLive<ChatServiceServer<Chat>> {
     let subscribing = chat.clone();
     let generated = ChatServiceServer::new(chat)
         .max_decoding_message_size(limit)
-        .max_encoding_message_size(limit);
+        .max_encoding_message_size(limit.saturating_add(ENVELOPE_BYTES));
     WithLive::new(generated, limit, core.metrics.clone()).method(
         "/chat.ChatService/SubscribeMessages",
         move |request| {
@@ -167,7 +170,9 @@ impl ChatService for Chat {
                 name: request.instance_id,
             }));
         }
-        let ticks = interval_at(Instant::now() + interval, interval);
+        let mut ticks = interval_at(Instant::now() + interval, interval);
+        // A reader that comes back gets one measurement of the whole time, not one for each interval it missed.
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let measured = stream::unfold((ticks, instance.sample()), move |(mut ticks, mut since)| {
             let instance = instance.clone();
             async move {

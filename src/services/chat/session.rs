@@ -17,6 +17,7 @@ use crate::{
         Error, Pipeline,
         appender::Appended,
         hub::{Records, Start, Subscription},
+        rooms::Post,
     },
     log::{Record, Sequence, Topic, TraceContext},
     proto::chat::{Message, MessageType},
@@ -37,10 +38,14 @@ pub(super) struct Session {
     trace: Option<TraceContext>,
     incoming: Incoming<Message>,
     is_open: bool,
+    /// What ends the stream once everything stored before is echoed.
+    failed: Option<Status>,
     resume: Option<Sequence>,
     pipeline: Pipeline,
     /// What was appended and not acknowledged yet, batch by batch like the pipeline.
     pending: VecDeque<Vec<Said>>,
+    /// Rooms it speaks in; each is followed once something it said there is stored.
+    entered: HashSet<Topic>,
     rooms: Vec<Room>,
     users: HashSet<Box<str>>,
     outgoing: VecDeque<Message>,
@@ -65,7 +70,7 @@ type News = (Topic, Vec<Arc<Record>>);
 /// What happened next.
 enum Event {
     Incoming(Option<Vec<Message>>),
-    Stored(Vec<Result<Appended, Error>>),
+    Stored(Result<Vec<Result<Appended, Error>>, Error>),
     Heard(Topic, Vec<Arc<Record>>),
     Alive,
 }
@@ -85,9 +90,11 @@ impl Session {
             trace: trace::current(),
             incoming: Incoming::new(incoming),
             is_open: true,
+            failed: None,
             resume,
             pipeline: core.rooms.pipeline(),
             pending: VecDeque::new(),
+            entered: HashSet::new(),
             rooms: Vec::new(),
             users: HashSet::new(),
             outgoing: VecDeque::new(),
@@ -95,20 +102,20 @@ impl Session {
         }
     }
 
-    /// The next message to send; `None` when the client is done and everything it said is stored and echoed.
+    /// The next message to send; `None` when the client is done and everything it said is stored and echoed. What goes wrong
+    /// with a message comes after the echoes of those before it.
     pub(super) async fn next(&mut self) -> Option<Result<Message, Status>> {
         loop {
             if let Some(message) = self.outgoing.pop_front() {
                 return Some(Ok(message));
             }
             if !self.is_open && self.pipeline.is_idle() {
-                return None;
+                return self.failed.take().map(Err);
             }
             if let Err(status) = self.step().await {
-                // An ended unfold is not polled again, so what is left ends with it.
                 self.is_open = false;
-                self.pipeline = self.core.rooms.pipeline();
-                return Some(Err(status));
+                self.rooms.clear();
+                self.failed.get_or_insert(status);
             }
         }
     }
@@ -117,7 +124,14 @@ impl Session {
         match self.event().await? {
             Event::Incoming(None) => self.is_open = false,
             Event::Incoming(Some(batch)) => self.said(batch).await?,
-            Event::Stored(outcomes) => self.stored(outcomes).await.map_err(into_status)?,
+            Event::Stored(outcomes) => {
+                if let Err(error) = self.stored(outcomes).await {
+                    // The echoes end here: what is under way may be stored, but is not acknowledged.
+                    self.pipeline = self.core.rooms.pipeline();
+                    self.pending.clear();
+                    return Err(into_status(error));
+                }
+            }
             Event::Heard(room, records) => self.heard(&room, &records),
             Event::Alive => self.outgoing.push_back(alive()),
         }
@@ -136,7 +150,7 @@ impl Session {
         let listens = self.is_open && pipeline.has_room();
         tokio::select! {
             biased;
-            outcomes = pipeline.next() => outcomes.map(Event::Stored).map_err(into_status),
+            outcomes = pipeline.next() => Ok(Event::Stored(outcomes)),
             heard = std::future::poll_fn(|cx| poll_rooms(rooms, cx)) => {
                 heard.map(|(room, records)| Event::Heard(room, records)).map_err(into_status)
             }
@@ -148,18 +162,53 @@ impl Session {
     async fn said(&mut self, batch: Vec<Message>) -> Result<(), Status> {
         let mut said = Vec::with_capacity(batch.len());
         let mut records = Vec::with_capacity(batch.len());
+        let mut refused = Ok(());
         for message in batch {
             let (id, content) = (message.id.clone(), message.content.clone());
-            let post = convert::post(message, &"").map_err(into_status)?;
-            self.speaks_as(post.user.as_str()).map_err(into_status)?;
+            let post = match self.admit(message).await {
+                Ok(post) => post,
+                Err(error) => {
+                    refused = Err(into_status(error));
+                    break;
+                }
+            };
             let room = post.room.clone();
             let mut record = self.core.rooms.record(post);
             record.trace = self.trace;
             records.push(record);
             said.push(Said { id, content, room });
         }
-        self.pipeline.push(records).await.map_err(into_status)?;
-        self.pending.push_back(said);
+        if !records.is_empty() {
+            self.pipeline.push(records).await.map_err(into_status)?;
+            self.pending.push_back(said);
+        }
+        refused
+    }
+
+    /// Checks a message and this stream's limits, before anything of it is stored.
+    async fn admit(&mut self, message: Message) -> Result<Post, Error> {
+        let post = convert::post(message, &"")?;
+        self.speaks_as(post.user.as_str())?;
+        self.enter(&post.room).await?;
+        Ok(post)
+    }
+
+    async fn enter(&mut self, room: &Topic) -> Result<(), Error> {
+        if self.entered.contains(room) {
+            return Ok(());
+        }
+        let limit = self.core.limits.rooms_per_stream;
+        if self.entered.len() >= limit {
+            return Err(Error::Limit {
+                what: "rooms of one stream",
+                limit,
+            });
+        }
+        // A resuming client says where it was; whether it can go on there shows before it speaks.
+        if let Some(after) = self.resume.take() {
+            self.follow(room, after).await?;
+        }
+        self.entered.insert(room.clone());
         Ok(())
     }
 
@@ -178,17 +227,23 @@ impl Session {
     }
 
     /// Echoes what is stored now, and follows rooms that are new to this stream.
-    async fn stored(&mut self, outcomes: Vec<Result<Appended, Error>>) -> Result<(), Error> {
+    async fn stored(
+        &mut self,
+        outcomes: Result<Vec<Result<Appended, Error>>, Error>,
+    ) -> Result<(), Error> {
         let said = self.pending.pop_front().unwrap_or_default();
-        for (said, outcome) in said.into_iter().zip(outcomes) {
+        for (said, outcome) in said.into_iter().zip(outcomes?) {
             let appended = outcome?;
-            self.follow(&said.room, appended.sequence).await?;
+            if self.failed.is_none() {
+                // What others say from the moment of the first post on.
+                self.follow(&said.room, appended.sequence).await?;
+            }
             self.outgoing.push_back(echo(said));
         }
         Ok(())
     }
 
-    async fn follow(&mut self, room: &Topic, posted: Sequence) -> Result<(), Error> {
+    async fn follow(&mut self, room: &Topic, after: Sequence) -> Result<(), Error> {
         if self
             .rooms
             .iter()
@@ -196,15 +251,6 @@ impl Session {
         {
             return Ok(());
         }
-        let limit = self.core.limits.rooms_per_stream;
-        if self.rooms.len() >= limit {
-            return Err(Error::Limit {
-                what: "rooms of one stream",
-                limit,
-            });
-        }
-        // What others say from the moment of the first post on; a resuming client says where it was.
-        let after = self.resume.take().unwrap_or(posted);
         let start = Start::After(after);
         let subscription = self.core.rooms.subscribe(room, start, Records).await?;
         self.rooms.push(Room { subscription });
