@@ -9,11 +9,18 @@
 )]
 
 mod admin;
+mod calls;
 mod chat;
+mod chat_metrics;
+mod chat_session;
+mod chat_upload;
 mod cli;
 mod config;
 mod core_model;
 mod disk;
+mod drain;
+mod garbage;
+mod health;
 mod helloworld;
 mod hub;
 mod kill9;
@@ -27,3 +34,5 @@ mod slow_reader;
 mod startup;
 mod support;
 mod telemetry;
+mod trace;
+mod web;

@@ -1,5 +1,7 @@
 //! The server under test: the real binary on free ports, over real sockets.
 
+pub(crate) mod errors;
+pub(crate) mod raw;
 pub mod server;
 
 pub use server::{OWN_ADDRESS, Settings, TestServer};
@@ -7,8 +9,13 @@ pub use server::{OWN_ADDRESS, Settings, TestServer};
 use std::{future::Future, time::Duration};
 
 use tokio::time::{Instant, sleep};
-use tonic::Status;
-use weir::proto::chat::{Message, SendMessageRequest, SubscribeRequest};
+use tonic::{Status, transport::Channel};
+use weir::proto::chat::{
+    Message, SendMessageRequest, SubscribeRequest, chat_service_client::ChatServiceClient,
+};
+
+/// A client of `chat.ChatService`.
+pub(crate) type Chat = ChatServiceClient<Channel>;
 
 /// How long a test waits for something that should happen soon; reaching it is a failure.
 pub const SOON: Duration = Duration::from_secs(20);

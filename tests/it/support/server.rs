@@ -71,24 +71,30 @@ impl TestServer {
     }
 
     async fn on(dir: TempDir, settings: Settings) -> Self {
+        let server = Self::starting(dir, settings, Stdio::inherit()).await;
+        server.ready().await;
+        server
+    }
+
+    /// A server that listens but may not be ready yet; its log lines go to `log`.
+    pub async fn starting(dir: TempDir, settings: Settings, log: Stdio) -> Self {
         let mut child = command(dir.path(), &settings)
             .stdout(Stdio::piped())
+            .stderr(log)
             .spawn()
             .expect("the binary starts");
         let stdout = child.stdout.take().expect("stdout is piped");
         let mut lines = BufReader::new(stdout).lines();
         let line = soon("the start-up line", lines.next_line()).await;
         let line = line.expect("stdout reads").expect("a start-up line");
-        let server = Self {
+        Self {
             grpc: address(&line, "gRPC "),
             http: address(&line, "HTTP "),
             admin: address(&line, "admin "),
             child,
             settings,
             dir,
-        };
-        server.ready().await;
-        server
+        }
     }
 
     /// Waits until `/readyz` says so.
