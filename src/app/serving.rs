@@ -260,14 +260,17 @@ async fn follow_log(mut health: tokio::sync::watch::Receiver<Health>, readiness:
 /// grpc.health.v1 follows readiness.
 async fn follow_readiness(readiness: Readiness, reporter: HealthReporter) {
     let mut ready = readiness.watch();
+    // Nobody is ready before recovery: that is no news.
+    let mut was_ready = false;
     loop {
         let is_ready = *ready.borrow_and_update();
         report(&reporter, is_ready).await;
-        if is_ready {
-            tracing::info!("ready");
-        } else {
-            tracing::warn!(reasons = ?readiness.reasons(), "not ready");
+        match (was_ready, is_ready) {
+            (false, true) => tracing::info!("ready"),
+            (true, false) => tracing::warn!(reasons = ?readiness.reasons(), "not ready"),
+            (true, true) | (false, false) => {}
         }
+        was_ready = is_ready;
         if ready.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
