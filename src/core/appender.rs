@@ -79,7 +79,7 @@ fn appended(outcome: &Outcome) -> Result<Appended, Error> {
     }
 }
 
-/// Appends a stream of records, several batches at a time, in order. It holds at most [`BATCHES_IN_FLIGHT`] batches beside
+/// Appends a stream of records, several batches at a time, in order. It holds at most `BATCHES_IN_FLIGHT` batches beside
 /// the engine's own bounded queue.
 pub struct Pipeline {
     engine: Arc<dyn Engine>,

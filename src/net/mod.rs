@@ -1,8 +1,8 @@
 //! Connections: Weir's own accept loop over hyper.
 //!
 //! Owns listening, connection limits, ages, the preface timeout, GOAWAY on drain and the hard end. Two things make the hot
-//! path cheap: all streams of a connection are polled inside the connection's own task ([`connection`]), and everything
-//! they send in one poll leaves with one write ([`io`]). Knows HTTP, not gRPC: what is served is any tower service.
+//! path cheap: all streams of a connection are polled inside the connection's own task (`connection`), and everything
+//! they send in one poll leaves with one write (`io`). Knows HTTP, not gRPC: what is served is any tower service.
 
 mod connection;
 mod expiry;

@@ -1,7 +1,7 @@
 //! The wire: one file for each proto service, from messages to the core and back.
 //!
 //! A handler validates in `TryFrom`, calls the core, converts the answer. It has no store, no queue and no broadcast of its
-//! own. What all calls share is in [`crate::call`]; what hot subscriptions share is in [`live`].
+//! own. What all calls share is in [`crate::call`]; what hot subscriptions share is in `live`.
 
 mod chat;
 mod helloworld;

@@ -1,9 +1,9 @@
 //! `weir bench`: a load generator for any server that speaks `chat.ChatService`.
 //!
 //! It shall cost less than what it measures. So it speaks HTTP/2 itself, counts gRPC messages by their prefixes, decodes
-//! only a sample of them, and runs on one thread of its own. Every wait is bounded. In reading order: [`args`], [`grpc`]
-//! and [`frame`] (the client), [`fleet`] and [`publisher`] (who talks), [`round`] and [`closed_loop`] (when), one module
-//! a command, [`nats`], and [`process`], [`stats`], [`report`] (what comes out).
+//! only a sample of them, and runs on one thread of its own. Every wait is bounded. In reading order: `args`, `grpc`
+//! and `frame` (the client), `fleet` and `publisher` (who talks), `round` and `closed_loop` (when), one module
+//! a command, `nats`, and `process`, `stats`, `report` (what comes out).
 
 mod args;
 mod closed_loop;
