@@ -52,6 +52,23 @@ pub fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
+/// What a connection can be served by: any tower service from requests to responses that cannot fail.
+pub trait HttpService:
+    Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + 'static
+{
+}
+
+impl<S> HttpService for S where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static
+{
+}
+
 /// How connections end.
 #[derive(Debug, Clone, Default)]
 pub struct Closing {
@@ -93,14 +110,7 @@ impl Acceptor {
     }
 
     /// Serves connections of `listener` with `service` until accepting is cancelled.
-    pub async fn serve<S>(self, listener: TcpListener, service: S)
-    where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
-            + Clone
-            + Send
-            + 'static,
-        S::Future: Send,
-    {
+    pub async fn serve<S: HttpService>(self, listener: TcpListener, service: S) {
         let stopped = self.closing.accept.clone();
         loop {
             let accepted = tokio::select! {
@@ -117,14 +127,7 @@ impl Acceptor {
         }
     }
 
-    fn accepted<S>(&self, stream: TcpStream, peer: SocketAddr, service: S)
-    where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
-            + Clone
-            + Send
-            + 'static,
-        S::Future: Send,
-    {
+    fn accepted<S: HttpService>(&self, stream: TcpStream, peer: SocketAddr, service: S) {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
             self.refused("limit");
             return;
@@ -141,14 +144,7 @@ impl Acceptor {
     }
 
     /// One connection's life: served until it ends, grows old, never speaks, or has to go.
-    async fn connection<S>(&self, stream: TcpStream, peer: SocketAddr, service: S)
-    where
-        S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
-            + Clone
-            + Send
-            + 'static,
-        S::Future: Send,
-    {
+    async fn connection<S: HttpService>(&self, stream: TcpStream, peer: SocketAddr, service: S) {
         let streams = Streams::default();
         let serving = streams.clone();
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {

@@ -1,13 +1,12 @@
 //! The HTTP port: what browsers and curl use.
 
-use std::convert::Infallible;
-
-use ::http::{Request, Response};
+use ::http::Request;
 use axum::Router;
 use tonic::body::Body;
-use tower::{Service, ServiceExt as _};
+use tower::ServiceExt as _;
 
 use super::{Web, service};
+use crate::net::HttpService;
 
 const GREETING: &str = concat!(
     "Weir ",
@@ -16,15 +15,7 @@ const GREETING: &str = concat!(
 );
 
 /// A greeting at `/`; everything else goes to `grpc`, which speaks gRPC-Web.
-pub fn router<S>(grpc: S) -> Web
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send,
-{
+pub fn router(grpc: impl HttpService + Sync) -> Web {
     let grpc = grpc.map_request(|request: Request<axum::body::Body>| request.map(Body::new));
     let router = Router::new()
         .route("/", axum::routing::get(|| async { GREETING }))
