@@ -6,7 +6,7 @@ use futures::{Stream, stream};
 use tonic::{Request, Status, transport::Channel};
 use uuid::Uuid;
 
-use super::{Client, MAX_MESSAGE_BYTES, Sequenced, Subscription};
+use super::{Client, ENVELOPE_BYTES, MAX_MESSAGE_BYTES, Sequenced, Subscription};
 use crate::proto::chat::{
     Message, MessageType, SendMessageRequest, SendMessageResponse, SubscribeRequest,
     chat_service_client::ChatServiceClient,
@@ -120,7 +120,7 @@ impl Client {
 
     fn chat(&self) -> ChatServiceClient<Channel> {
         ChatServiceClient::new(self.channel())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES + ENVELOPE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 }

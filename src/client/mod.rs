@@ -26,6 +26,8 @@ pub use subscription::{Event, Sequenced, Subscription};
 
 /// Largest message in either direction, in bytes; the server's default limit.
 pub const MAX_MESSAGE_BYTES: usize = 10 * 1024 * 1024;
+/// What a delivered message may have more than it was sent with: id, time and sequence, an echo's prefix.
+const ENVELOPE_BYTES: usize = 4 * 1024;
 
 /// Repetitions of a publish before its status is returned, unless [`Client::with_publish_policy`] says otherwise.
 const PUBLISH_RETRIES: u32 = 10;
