@@ -177,9 +177,16 @@ impl<'a> Check<'a> {
     /// A name that may be absent: empty. Blank but not empty is as wrong as elsewhere.
     fn optional(&mut self, field: &str, text: String) -> Option<Name> {
         if text.is_empty() {
-            None
-        } else {
-            self.name(field, text)
+            return None;
+        }
+        match Name::new(text) {
+            Ok(name) => Some(name),
+            Err(error) => {
+                let violation =
+                    Violation::new(format!("{}{field}", self.path), format!("{field} {error}"));
+                self.violations.push(violation);
+                None
+            }
         }
     }
 

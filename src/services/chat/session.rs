@@ -47,6 +47,8 @@ pub(super) struct Session {
     /// Rooms it speaks in; each is followed once something it said there is stored.
     entered: HashSet<Topic>,
     rooms: Vec<Room>,
+    /// The room that is listened to first, so that all get their turn.
+    turn: usize,
     users: HashSet<Box<str>>,
     outgoing: VecDeque<Message>,
     alive: Interval,
@@ -96,6 +98,7 @@ impl Session {
             pending: VecDeque::new(),
             entered: HashSet::new(),
             rooms: Vec::new(),
+            turn: 0,
             users: HashSet::new(),
             outgoing: VecDeque::new(),
             alive,
@@ -138,20 +141,21 @@ impl Session {
         Ok(())
     }
 
-    /// Waits for whatever comes first. Every branch is cancel-safe.
+    /// Waits for whatever comes first. Every branch is cancel-safe; none goes before another, so that a busy room does not
+    /// keep the client from speaking.
     async fn event(&mut self) -> Result<Event, Status> {
         let Self {
             incoming,
             pipeline,
             rooms,
+            turn,
             alive,
             ..
         } = self;
         let listens = self.is_open && pipeline.has_room();
         tokio::select! {
-            biased;
             outcomes = pipeline.next() => Ok(Event::Stored(outcomes)),
-            heard = std::future::poll_fn(|cx| poll_rooms(rooms, cx)) => {
+            heard = std::future::poll_fn(|cx| poll_rooms(rooms, turn, cx)) => {
                 heard.map(|(room, records)| Event::Heard(room, records)).map_err(into_status)
             }
             batch = incoming.next_batch(), if listens => batch.map(Event::Incoming),
@@ -278,15 +282,17 @@ impl Session {
 }
 
 /// News of any room; rooms take turns so that a busy one does not silence the others.
-fn poll_rooms(rooms: &mut [Room], cx: &mut Context<'_>) -> Poll<Result<News, Error>> {
-    for index in 0..rooms.len() {
+fn poll_rooms(
+    rooms: &mut [Room],
+    turn: &mut usize,
+    cx: &mut Context<'_>,
+) -> Poll<Result<News, Error>> {
+    for step in 0..rooms.len() {
+        let index = (*turn + step) % rooms.len();
         let subscription = &mut rooms[index].subscription;
         if let Poll::Ready(batch) = subscription.poll_next(cx) {
             let topic = subscription.topic().clone();
-            // The first room keeps its place: it is the one a client resumes in.
-            if index > 0 {
-                rooms[1..].rotate_left(index);
-            }
+            *turn = index + 1;
             return Poll::Ready(batch.map(|batch| (topic, batch.data)).map_err(Error::from));
         }
     }
