@@ -204,7 +204,12 @@ async fn a_deploy_loses_nothing_and_spreads_its_closes() {
         "{took:?}"
     );
     let (sent, refusal) = publisher.await.unwrap();
-    assert_eq!(refusal.code(), Code::Unavailable, "{refusal:?}");
+    // Cancelled is what the client itself calls a request that it could not send any more on a connection told to go.
+    assert!(
+        refusal.code() == Code::Unavailable
+            || (refusal.code() == Code::Cancelled && refusal.details().is_empty()),
+        "{refusal:?}"
+    );
     assert!(sent.len() > 20, "published throughout: {}", sent.len());
 
     // (d) The next instance continues behind each position.
