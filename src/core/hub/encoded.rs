@@ -32,6 +32,9 @@ pub(super) struct EncodedTail {
 
 /// Framed records laid end to end.
 struct Chunk {
+    /// The first and the last record's sequence, beside what is behind a pointer: most readers need no more.
+    first: Sequence,
+    last: Sequence,
     bytes: Bytes,
     /// Of each record: its sequence, and where it ends in `bytes`.
     ends: Vec<(Sequence, usize)>,
@@ -84,32 +87,36 @@ impl EncodedTail {
 
     fn push(&mut self, bytes: Bytes, ends: Vec<(Sequence, usize)>, newest: Timestamp) -> usize {
         let size = bytes.len();
-        self.chunks.push_back(Chunk {
-            bytes,
-            ends,
-            newest,
-        });
+        self.chunks.push_back(Chunk::new(bytes, ends, newest));
         size
     }
 
     /// Everything from `from` on that fits a slice; `None` when there is nothing.
     pub(super) fn slice(&mut self, from: Sequence) -> Option<Slice> {
-        let index = self.chunks.partition_point(|chunk| chunk.last() < from);
+        let index = self.index(from);
         if index + 1 < self.chunks.len() {
             self.merge(index);
         }
         let chunk = self.chunks.get(index)?;
-        let skipped = chunk.ends.partition_point(|(sequence, _)| *sequence < from);
-        let offset = match skipped {
-            0 => 0,
-            _ => chunk.ends[skipped - 1].1,
-        };
+        let (skipped, offset) = chunk.skip(from);
         Some(Slice {
             bytes: chunk.bytes.slice(offset..),
             records: chunk.ends.len() - skipped,
-            next: chunk.last().next(),
+            next: chunk.last.next(),
             newest: chunk.newest,
         })
+    }
+
+    /// The first chunk with something at or after `from`; most readers want the last one.
+    fn index(&self, from: Sequence) -> usize {
+        let before_last = self.chunks.len().saturating_sub(1);
+        match self.chunks.get(before_last.wrapping_sub(1)) {
+            Some(chunk) if chunk.last >= from => {
+                self.chunks.partition_point(|chunk| chunk.last < from)
+            }
+            _ if self.chunks.back().is_some_and(|chunk| chunk.last < from) => self.chunks.len(),
+            _ => before_last,
+        }
     }
 
     /// Joins chunks from `index` on into one of at most a slice: many subscribers lag alike, so one copy serves them all.
@@ -142,24 +149,13 @@ impl EncodedTail {
             bytes.extend_from_slice(&part.bytes);
         }
         let bytes = bytes.freeze();
-        self.chunks.insert(
-            index,
-            Chunk {
-                bytes,
-                ends,
-                newest,
-            },
-        );
+        self.chunks.insert(index, Chunk::new(bytes, ends, newest));
     }
 
     /// Drops the chunks that end before `start`; returns the bytes freed.
     pub(super) fn evict(&mut self, start: Sequence) -> usize {
         let mut freed = 0;
-        while self
-            .chunks
-            .front()
-            .is_some_and(|chunk| chunk.last() < start)
-        {
+        while self.chunks.front().is_some_and(|chunk| chunk.last < start) {
             freed += self.chunks.pop_front().map_or(0, |chunk| chunk.bytes.len());
         }
         self.next = self.next.max(start);
@@ -168,8 +164,28 @@ impl EncodedTail {
 }
 
 impl Chunk {
-    /// The last record's sequence; chunks are never empty.
-    fn last(&self) -> Sequence {
-        self.ends.last().map_or_else(Sequence::default, |end| end.0)
+    /// A chunk of at least one record.
+    fn new(bytes: Bytes, ends: Vec<(Sequence, usize)>, newest: Timestamp) -> Self {
+        let sequence =
+            |end: Option<&(Sequence, usize)>| end.map_or_else(Sequence::default, |end| end.0);
+        Self {
+            first: sequence(ends.first()),
+            last: sequence(ends.last()),
+            bytes,
+            ends,
+            newest,
+        }
+    }
+
+    /// How many records lie before `from`, and where they end.
+    fn skip(&self, from: Sequence) -> (usize, usize) {
+        if from <= self.first {
+            return (0, 0);
+        }
+        let skipped = self.ends.partition_point(|(sequence, _)| *sequence < from);
+        let end = skipped
+            .checked_sub(1)
+            .and_then(|before| self.ends.get(before));
+        (skipped, end.map_or(0, |end| end.1))
     }
 }
