@@ -4,7 +4,18 @@ use std::{env, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const PROTOS: &[&str] = &["proto/chat.proto", "proto/helloworld.proto"];
+const PROTOS: &[&str] = &[
+    "proto/chat.proto",
+    "proto/feedback.proto",
+    "proto/helloworld.proto",
+    "proto/streaming.proto",
+    "proto/streaming/v1/streaming.proto",
+    "proto/weir/v1/documents.proto",
+    "proto/weir/v1/feedback.proto",
+    "proto/weir/v1/files.proto",
+    "proto/weir/v1/publisher.proto",
+    "proto/weir/v1/rooms.proto",
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::Compiler::new(["proto"])?

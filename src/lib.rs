@@ -26,6 +26,25 @@ pub mod proto {
     pub mod helloworld {
         tonic::include_proto!("helloworld");
     }
+    /// No package: `FeedbackService`.
+    pub mod feedback {
+        tonic::include_proto!("_");
+    }
+    /// Package `streaming`, and `streaming.v1` in it.
+    pub mod streaming {
+        tonic::include_proto!("streaming");
+        /// Package `streaming.v1`.
+        pub mod v1 {
+            tonic::include_proto!("streaming.v1");
+        }
+    }
+    /// What only this service has.
+    pub mod weir {
+        /// Package `weir.v1`.
+        pub mod v1 {
+            tonic::include_proto!("weir.v1");
+        }
+    }
     /// All descriptors, for reflection and the call layer.
     pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 }

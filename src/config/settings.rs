@@ -10,6 +10,7 @@ use super::{
     section::{choice, section},
     size,
 };
+use crate::log::Space;
 
 const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -44,6 +45,16 @@ section! {
         pub hub: Hub = Hub::default();
         /// What a call may ask for.
         pub limits: Limits = Limits::default();
+        /// Files.
+        pub files: Files = Files::default();
+        /// Who is in rooms.
+        pub presence: Presence = Presence::default();
+        /// Windows and scores of live data.
+        pub processing: Processing = Processing::default();
+        /// Telemetry that clients send.
+        pub collect: Collect = Collect::default();
+        /// Shared documents.
+        pub documents: Documents = Documents::default();
         /// How the instance stops.
         pub drain: Drain = Drain::default();
         /// The end-to-end probe.
@@ -144,6 +155,24 @@ section! {
     pub struct RetentionBySpace {
         /// Chat rooms.
         pub room: Retention = Retention::default();
+        /// What happened to each user.
+        pub event: Retention = Retention::default();
+        /// Notifications of each user.
+        pub notification: Retention = Retention::default();
+        /// Notifications for all users.
+        pub broadcast: Retention = Retention::default();
+        /// Points that clients publish.
+        pub data: Retention = Retention { age: days(7), bytes: ByteSize::gib(10) };
+        /// The service's own measurements, events and log lines, and telemetry it collected.
+        pub telemetry: Retention = Retention { age: days(1), bytes: ByteSize::mib(64) };
+        /// Consumers' feedback.
+        pub feedback: Retention = Retention { age: days(3650), bytes: ByteSize::gib(10) };
+        /// The staff's replies to each consumer.
+        pub reply: Retention = Retention { age: days(3650), bytes: ByteSize::gib(10) };
+        /// Shared documents; what compaction made superfluous is dropped at once, so this limits documents nobody edits.
+        pub document: Retention = Retention { age: days(3650), bytes: ByteSize::gib(10) };
+        /// Who came to rooms and went.
+        pub presence: Retention = Retention { age: days(1), bytes: ByteSize::mib(16) };
         /// The end-to-end probe.
         pub canary: Retention = Retention { age: secs(60), bytes: ByteSize::mib(1) };
     }
@@ -152,10 +181,19 @@ section! {
 impl RetentionBySpace {
     /// The retention of `space`.
     #[must_use]
-    pub const fn of(&self, space: crate::log::Space) -> Retention {
+    pub const fn of(&self, space: Space) -> Retention {
         match space {
-            crate::log::Space::Room => self.room,
-            crate::log::Space::Canary => self.canary,
+            Space::Room => self.room,
+            Space::Event => self.event,
+            Space::Notification => self.notification,
+            Space::Broadcast => self.broadcast,
+            Space::Data => self.data,
+            Space::Telemetry => self.telemetry,
+            Space::Feedback => self.feedback,
+            Space::Reply => self.reply,
+            Space::Document => self.document,
+            Space::Presence => self.presence,
+            Space::Canary => self.canary,
         }
     }
 }
@@ -193,6 +231,80 @@ section! {
         pub message: ByteSize = ByteSize::mib(10), in ByteSize::kib(1)..=ByteSize::gib(1);
         /// Rooms one bidirectional stream may follow.
         pub rooms_per_stream: usize = 64, in 1..=10_000;
+    }
+}
+
+section! {
+    /// Files.
+    pub struct Files {
+        /// Where files are kept: a directory, or `s3://bucket/prefix` with the usual `AWS_` variables for credentials, region
+        /// and endpoint. Empty: `files` below `log.dir`.
+        pub store: String = String::new();
+        /// Address that download URLs begin with, `https://files.example.org`; empty: `http://` and the address of
+        /// `server.http`.
+        pub url: String = String::new();
+        /// The largest file.
+        #[serde(with = "size")]
+        pub max_file: ByteSize = ByteSize::gib(10), in ByteSize::kib(1)..;
+        /// All files together, those being uploaded included.
+        #[serde(with = "size")]
+        pub max_total: ByteSize = ByteSize::gib(100), in ByteSize::kib(1)..;
+        /// How long a broken upload may be continued before it is swept.
+        #[serde(with = "humantime_serde")]
+        pub upload_ttl: Duration = minutes(24 * 60), in secs(1)..;
+        /// Uploads under way at most.
+        pub max_uploads: usize = 1000, in 1..=1_000_000;
+    }
+}
+
+section! {
+    /// Who is in rooms.
+    pub struct Presence {
+        /// How long a member whose stream broke stays listed and may come back without leaving.
+        #[serde(with = "humantime_serde")]
+        pub lease: Duration = secs(15), in millis(10)..=minutes(60);
+        /// Members of all rooms at most; further ones chat unlisted.
+        pub max_members: usize = 100_000, in 1..=100_000_000;
+    }
+}
+
+section! {
+    /// Windows and scores of live data.
+    pub struct Processing {
+        /// Length of an event-time window.
+        #[serde(with = "humantime_serde")]
+        pub window: Duration = secs(60), in millis(1)..=minutes(24 * 60);
+        /// How late a value may come behind the newest of its series.
+        #[serde(with = "humantime_serde")]
+        pub lateness: Duration = secs(60), in Duration::ZERO..=minutes(24 * 60);
+        /// Robust z-score from which a value is an anomaly.
+        pub anomaly_threshold: f64 = 3.5, in 0.1..=1000.0;
+        /// Series of one stream at most.
+        pub max_series: usize = 10_000, in 1..=10_000_000;
+    }
+}
+
+section! {
+    /// Telemetry that clients send.
+    pub struct Collect {
+        /// Series shown at `/metrics` at most; samples of further ones are rejected.
+        pub max_series: usize = 10_000, in 1..=10_000_000;
+        /// Series that got no sample for so long are forgotten.
+        #[serde(with = "humantime_serde")]
+        pub series_ttl: Duration = minutes(60), in secs(1)..;
+    }
+}
+
+section! {
+    /// Shared documents.
+    pub struct Documents {
+        /// Documents held in memory at most; those nobody has open are dropped first.
+        pub max_open: usize = 1000, in 1..=1_000_000;
+        /// The largest document.
+        #[serde(with = "size")]
+        pub max_size: ByteSize = ByteSize::mib(8), in ByteSize::kib(1)..;
+        /// Updates after which a document is stored as one.
+        pub compact_after: usize = 500, in 1..=1_000_000;
     }
 }
 

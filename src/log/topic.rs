@@ -7,19 +7,58 @@ use std::{fmt, str::FromStr, sync::Arc};
 pub enum Space {
     /// Chat rooms.
     Room,
+    /// What happened to each user.
+    Event,
+    /// Notifications of each user.
+    Notification,
+    /// Notifications for all users; one topic.
+    Broadcast,
+    /// Points that clients publish.
+    Data,
+    /// What the service tells of itself: its measurements, events and log lines, and telemetry it collected.
+    Telemetry,
+    /// Consumers' feedback; one topic.
+    Feedback,
+    /// The staff's replies to each consumer.
+    Reply,
+    /// Updates of each shared document.
+    Document,
+    /// Who came to rooms and went; one topic.
+    Presence,
     /// The service's own end-to-end probe.
     Canary,
 }
 
 impl Space {
     /// Every space.
-    pub const ALL: [Self; 2] = [Self::Room, Self::Canary];
+    pub const ALL: [Self; 11] = [
+        Self::Room,
+        Self::Event,
+        Self::Notification,
+        Self::Broadcast,
+        Self::Data,
+        Self::Telemetry,
+        Self::Feedback,
+        Self::Reply,
+        Self::Document,
+        Self::Presence,
+        Self::Canary,
+    ];
 
     /// Its name in topics, metrics and configuration.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Room => "room",
+            Self::Event => "event",
+            Self::Notification => "notification",
+            Self::Broadcast => "broadcast",
+            Self::Data => "data",
+            Self::Telemetry => "telemetry",
+            Self::Feedback => "feedback",
+            Self::Reply => "reply",
+            Self::Document => "document",
+            Self::Presence => "presence",
             Self::Canary => "canary",
         }
     }

@@ -65,6 +65,15 @@ pub(super) const fn space_tag(space: Space) -> u8 {
     match space {
         Space::Room => 1,
         Space::Canary => 2,
+        Space::Event => 3,
+        Space::Notification => 4,
+        Space::Broadcast => 5,
+        Space::Data => 6,
+        Space::Telemetry => 7,
+        Space::Feedback => 8,
+        Space::Reply => 9,
+        Space::Document => 10,
+        Space::Presence => 11,
     }
 }
 
