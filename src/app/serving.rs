@@ -19,7 +19,7 @@ use crate::{
     call::{CallLayer, Streams},
     config::{Config, Drain},
     core::{
-        Hub,
+        Hub, Signals, Topics,
         canary::Canary,
         instance::Instance,
         readiness::{Condition, Readiness},
@@ -148,8 +148,11 @@ impl Serving {
             self.metrics.clone(),
             self.traces.clone(),
         );
+        let topics = Topics::new(Arc::clone(engine), hub.clone(), self.traces.clone());
         let core = Core {
-            rooms: Rooms::new(Arc::clone(engine), hub.clone(), self.traces.clone()),
+            rooms: Rooms::new(topics.clone()),
+            topics,
+            signals: Signals::new(self.metrics.clone()),
             instance: self.instance.clone(),
             limits: self.config.limits.clone(),
             metrics: self.metrics.clone(),

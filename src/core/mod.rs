@@ -11,12 +11,16 @@ pub mod instance;
 mod machine;
 pub mod readiness;
 pub mod rooms;
+pub mod signals;
+mod topics;
 
 pub use appender::{Appender, Pipeline};
 pub use error::{Error, ErrorCode, Violation};
 pub use hub::Hub;
 pub use instance::Instance;
 pub use readiness::Readiness;
+pub use signals::Signals;
+pub use topics::Topics;
 
 use crate::log::{Topic, TopicError};
 

@@ -1,17 +1,15 @@
 //! Rooms: what is said where, by whom. One room is one topic, whichever service it is entered through.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use uuid::Uuid;
 
 use super::{
-    Appender, Error, Hub, Name, Pipeline,
+    Error, Name, Pipeline, Topics,
     hub::{Start, Subscription, View},
 };
 use crate::{
-    log::{Engine, EventTime, Limit, NewRecord, Record, Sequence, Space, Timestamp, Topic},
-    telemetry::{Traces, trace},
+    log::{EventTime, NewRecord, Record, Sequence, Space, Timestamp, Topic},
+    telemetry::trace,
 };
 
 /// What kind of thing was said. The numbers are stored: never change one.
@@ -74,20 +72,14 @@ pub struct Posted {
 /// All rooms. Cheap to clone.
 #[derive(Clone)]
 pub struct Rooms {
-    engine: Arc<dyn Engine>,
-    appender: Appender,
-    hub: Hub,
+    topics: Topics,
 }
 
 impl Rooms {
-    /// The rooms of the log behind `engine`.
+    /// The rooms among `topics`.
     #[must_use]
-    pub fn new(engine: Arc<dyn Engine>, hub: Hub, traces: Traces) -> Self {
-        Self {
-            appender: Appender::new(Arc::clone(&engine), traces),
-            engine,
-            hub,
-        }
+    pub const fn new(topics: Topics) -> Self {
+        Self { topics }
     }
 
     /// The room called `name`.
@@ -103,16 +95,9 @@ impl Rooms {
     /// # Errors
     /// [`Error::KeyConflict`], or what the log reports.
     pub async fn post(&self, post: Post) -> Result<Posted, Error> {
-        let room = post.room.clone();
-        let record = self.record(post);
-        let id = record.id.clone();
-        let appended = self.appender.append(record).await?;
-        let first = match appended.is_duplicate {
-            true => self.first_id(&room, appended.sequence).await?,
-            false => None,
-        };
+        let (id, appended) = self.topics.publish(self.record(post)).await?;
         Ok(Posted {
-            id: first.unwrap_or(id),
+            id,
             sequence: appended.sequence,
             time: appended.time,
         })
@@ -121,7 +106,7 @@ impl Rooms {
     /// A pipeline for many messages; feed it with [`Self::record`].
     #[must_use]
     pub fn pipeline(&self) -> Pipeline {
-        self.appender.pipeline()
+        self.topics.pipeline()
     }
 
     /// The record of a message, under the current trace.
@@ -150,24 +135,7 @@ impl Rooms {
         start: Start,
         view: V,
     ) -> Result<Subscription<V>, Error> {
-        Ok(self.hub.subscribe(room, start, view).await?)
-    }
-
-    /// The id of the record that a repeated key stands for; `None` when retention dropped it meanwhile.
-    async fn first_id(&self, room: &Topic, sequence: Sequence) -> Result<Option<Box<str>>, Error> {
-        let limit = Limit {
-            records: 1,
-            bytes: 1,
-        };
-        match self.engine.read(room, sequence, limit).await {
-            Ok(page) => Ok(page
-                .records
-                .first()
-                .filter(|record| record.sequence == sequence)
-                .map(|record| record.id.clone())),
-            Err(crate::log::Error::Trimmed { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        self.topics.subscribe(room, start, view).await
     }
 }
 

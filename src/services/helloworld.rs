@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use futures::{Stream, stream};
+use futures::stream;
 use tokio::time::{Interval, interval};
 use tonic::{Request, Response, Status, Streaming, service::Routes};
 
-use super::{Core, incoming::Incoming, message_limit};
+use super::{Core, Responses, incoming::Incoming, message_limit};
 use crate::{
     call::into_status,
     core::Error,
@@ -25,8 +25,6 @@ const TIMES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 /// Bytes of a message beside its text: tags and length.
 const OVERHEAD_BYTES: usize = 16;
-
-type Responses<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Adds the three services.
 pub(super) fn add(routes: Routes, core: &Core) -> Routes {

@@ -24,9 +24,9 @@ use crate::{
     call::{Call, into_status},
     core::{
         Error,
-        hub::{Encoded, Encoding, Subscription},
+        hub::{Batch, Encoded, Encoding, Merged, Subscription},
     },
-    log::Sequence,
+    log::{Record, Sequence, Topic},
     telemetry::Metrics,
 };
 
@@ -48,11 +48,66 @@ pub(super) fn frame(message: &impl prost::Message, out: &mut BytesMut) {
 }
 
 /// A subscription on its way to a client.
-pub(super) struct Live<E> {
+pub(super) struct Live<S> {
     /// Sent before everything else.
     pub(super) first: Bytes,
     /// What follows.
-    pub(super) subscription: Subscription<Encoded<E>>,
+    pub(super) source: S,
+}
+
+/// Framed messages as they become due.
+pub(super) trait Source: Send + Unpin + 'static {
+    /// The next frames; waits for some.
+    fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<Batch<Bytes>, Error>>;
+
+    /// The position of the next record: a client resumes after what lies before it.
+    fn cursor(&self) -> Sequence;
+}
+
+/// Encoded once for all subscribers of the topic.
+impl<E: Encoding> Source for Subscription<Encoded<E>> {
+    fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<Batch<Bytes>, Error>> {
+        self.poll_next(cx).map_err(Error::from)
+    }
+
+    fn cursor(&self) -> Sequence {
+        Self::cursor(self)
+    }
+}
+
+/// Records that one subscriber selects, of one topic or several, encoded for it alone: `encode` appends the frame of a record
+/// and returns whether it did.
+pub(super) struct Selected<F> {
+    pub(super) merged: Merged,
+    pub(super) encode: F,
+}
+
+impl<F> Source for Selected<F>
+where
+    F: FnMut(&Topic, &Record, &mut BytesMut) -> bool + Send + Unpin + 'static,
+{
+    fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<Batch<Bytes>, Error>> {
+        loop {
+            let news = ready!(self.merged.poll_next(cx))?;
+            let mut data = BytesMut::new();
+            let mut records = 0;
+            for (topic, record) in &news {
+                records += usize::from((self.encode)(topic, record, &mut data));
+            }
+            if records > 0 {
+                return Poll::Ready(Ok(Batch {
+                    data: data.freeze(),
+                    records,
+                    // Some may have come from the log, old by their reader's pace.
+                    newest: None,
+                }));
+            }
+        }
+    }
+
+    fn cursor(&self) -> Sequence {
+        self.merged.cursor()
+    }
 }
 
 type Answer = Pin<Box<dyn Future<Output = Response<Body>> + Send>>;
@@ -78,12 +133,12 @@ impl<S> WithLive<S> {
     }
 
     /// Serves the server-streaming method at `path` by `handler`, which turns a request into a subscription.
-    pub(super) fn method<R, E, H, F>(mut self, path: &'static str, handler: H) -> Self
+    pub(super) fn method<R, L, H, F>(mut self, path: &'static str, handler: H) -> Self
     where
         R: prost::Message + Default + 'static,
-        E: Encoding,
+        L: Source,
         H: Fn(R) -> F + Clone + Send + Sync + 'static,
-        F: Future<Output = Result<Live<E>, Status>> + Send + 'static,
+        F: Future<Output = Result<Live<L>, Status>> + Send + 'static,
     {
         let (limit, metrics) = (self.limit, self.metrics.clone());
         let handler: Handler = Arc::new(move |request| {
@@ -130,7 +185,7 @@ where
     }
 }
 
-async fn answer<R, E, H, F>(
+async fn answer<R, L, H, F>(
     request: Request<Body>,
     limit: usize,
     handler: H,
@@ -138,13 +193,13 @@ async fn answer<R, E, H, F>(
 ) -> Result<Response<Body>, Status>
 where
     R: prost::Message + Default + 'static,
-    E: Encoding,
+    L: Source,
     H: Fn(R) -> F,
-    F: Future<Output = Result<Live<E>, Status>>,
+    F: Future<Output = Result<Live<L>, Status>>,
 {
     let (parts, body) = request.into_parts();
     let live = handler(read::<R>(&parts.headers, body, limit).await?).await?;
-    let after = live.subscription.cursor().0.saturating_sub(1);
+    let after = live.source.cursor().0.saturating_sub(1);
     let call = parts.extensions.get::<Call>().cloned();
     let body = LiveBody::new(live, call, metrics);
     Response::builder()
@@ -179,9 +234,9 @@ async fn read<R: prost::Message + Default + 'static>(
 }
 
 /// The body: what is first, then what the hub has.
-struct LiveBody<E> {
+struct LiveBody<S> {
     first: Option<Bytes>,
-    subscription: Option<Subscription<Encoded<E>>>,
+    source: Option<S>,
     call: Option<Call>,
     metrics: Metrics,
     batches: u32,
@@ -189,11 +244,11 @@ struct LiveBody<E> {
     handed_over: Option<Instant>,
 }
 
-impl<E: Encoding> LiveBody<E> {
-    fn new(live: Live<E>, call: Option<Call>, metrics: Metrics) -> Self {
+impl<S: Source> LiveBody<S> {
+    fn new(live: Live<S>, call: Option<Call>, metrics: Metrics) -> Self {
         let body = Self {
             first: Some(live.first).filter(|first| !first.is_empty()),
-            subscription: Some(live.subscription),
+            source: Some(live.source),
             call,
             metrics,
             batches: 0,
@@ -208,8 +263,8 @@ impl<E: Encoding> LiveBody<E> {
 
     /// Tells the call where a client would resume.
     fn moved(&self) {
-        if let (Some(call), Some(subscription)) = (&self.call, &self.subscription) {
-            call.resume_after(Sequence(subscription.cursor().0.saturating_sub(1)));
+        if let (Some(call), Some(source)) = (&self.call, &self.source) {
+            call.resume_after(Sequence(source.cursor().0.saturating_sub(1)));
         }
     }
 
@@ -242,7 +297,7 @@ impl<E: Encoding> LiveBody<E> {
     }
 }
 
-impl<E: Encoding> http_body::Body for LiveBody<E> {
+impl<S: Source> http_body::Body for LiveBody<S> {
     type Data = Bytes;
     type Error = Status;
 
@@ -255,10 +310,10 @@ impl<E: Encoding> http_body::Body for LiveBody<E> {
             this.sent(1);
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        let Some(subscription) = &mut this.subscription else {
+        let Some(source) = &mut this.source else {
             return Poll::Ready(None);
         };
-        let polled = subscription.poll_next(cx);
+        let polled = source.poll_frames(cx);
         if polled.is_pending() {
             this.handed_over = None;
         }
@@ -271,10 +326,8 @@ impl<E: Encoding> http_body::Body for LiveBody<E> {
                 Poll::Ready(Some(Ok(Frame::data(batch.data))))
             }
             Err(error) => {
-                this.subscription = None;
-                Poll::Ready(Some(Ok(Frame::trailers(trailers(&into_status(
-                    error.into(),
-                ))))))
+                this.source = None;
+                Poll::Ready(Some(Ok(Frame::trailers(trailers(&into_status(error))))))
             }
         }
     }

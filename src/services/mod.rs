@@ -4,23 +4,39 @@
 //! own. What all calls share is in [`crate::call`]; what hot subscriptions share is in `live`.
 
 mod chat;
+mod check;
+mod duplex;
+mod feedback;
 mod helloworld;
 mod incoming;
 mod live;
+mod streaming;
+mod streaming_v1;
+mod weir_v1;
 
 use tonic::service::Routes;
 
 use crate::{
     call::Methods,
     config::Limits,
-    core::{instance::Instance, rooms::Rooms},
+    core::{Signals, Topics, instance::Instance, rooms::Rooms},
     proto,
     telemetry::Metrics,
 };
 
+/// What is delivered may be so much larger than what came in: an id, a time and a sequence are added, and an echo's prefix.
+/// Without it a message of the largest size could be stored and never delivered.
+const ENVELOPE_BYTES: usize = 4 * 1024;
+/// The answer to a streaming call.
+type Responses<T> = std::pin::Pin<Box<dyn futures::Stream<Item = Result<T, tonic::Status>> + Send>>;
+
 /// What the services stand on.
 #[derive(Clone)]
 pub struct Core {
+    /// The topics of the log.
+    pub topics: Topics,
+    /// What happens now and is not stored.
+    pub signals: Signals,
     /// The rooms.
     pub rooms: Rooms,
     /// This instance's own measurements.
@@ -33,10 +49,19 @@ pub struct Core {
 
 /// Names of the services whose health is reported beside the server's own.
 pub const SERVICE_NAMES: &[&str] = &[
+    "FeedbackService",
     "chat.ChatService",
     "helloworld.ServerStreamServer",
     "helloworld.ClientStreamServer",
     "helloworld.AllStreamServer",
+    "streaming.DataService",
+    "streaming.v1.StreamingService",
+    "weir.v1.Documents",
+    "weir.v1.Feedback",
+    "weir.v1.FeedbackDesk",
+    "weir.v1.Files",
+    "weir.v1.Publisher",
+    "weir.v1.Rooms",
 ];
 
 /// Descriptor sets of everything served, for reflection and for [`Methods`].
@@ -50,7 +75,13 @@ pub const DESCRIPTORS: &[&[u8]] = &[
 /// Adds the domain's services to `routes`.
 #[must_use]
 pub fn routes(routes: Routes, core: &Core) -> Routes {
-    helloworld::add(routes.add_service(chat::routes(core)), core)
+    let routes = routes
+        .add_service(chat::routes(core))
+        .add_service(streaming::service(core))
+        .add_service(streaming_v1::routes(core));
+    let routes = helloworld::add(routes, core);
+    let routes = feedback::add(routes, core);
+    weir_v1::add(routes, core)
 }
 
 /// Adds reflection, in both of its versions.

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use weir::{
     config,
     core::{
-        Error, Hub, Name,
+        Error, Hub, Name, Topics,
         hub::{Encoded, Encoding, Records, Start, Subscription},
         rooms::{Kind, Post, Posted, Rooms},
     },
@@ -242,7 +242,7 @@ fn open(config: &config::Log) -> (Arc<dyn Engine>, Rooms) {
         total: bytesize::ByteSize::kib(1),
     };
     let hub = Hub::new(Arc::clone(&engine), &tails, metrics, Traces::off());
-    let rooms = Rooms::new(Arc::clone(&engine), hub, Traces::off());
+    let rooms = Rooms::new(Topics::new(Arc::clone(&engine), hub, Traces::off()));
     (engine, rooms)
 }
 

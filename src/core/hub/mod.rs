@@ -11,10 +11,12 @@
 //! otherwise; [`SLICE_BYTES`] for each slice a stalled reader may hold.
 
 mod encoded;
+mod merged;
 mod subscription;
 mod tail;
 
 pub use encoded::Encoding;
+pub use merged::Merged;
 pub use subscription::{Batch, Encoded, Records, Subscription, View};
 
 use std::{

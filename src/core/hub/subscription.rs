@@ -196,6 +196,16 @@ impl<V: View> Subscription<V> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
+    /// Makes the next poll read the log, although memory has nothing new: afterwards the cursor lies behind everything that
+    /// is stored. Returns false when a read is under way already.
+    pub(super) fn ask_log(&mut self) -> bool {
+        let is_new = self.reading.is_none();
+        if is_new {
+            self.read();
+        }
+        is_new
+    }
+
     fn read(&mut self) {
         self.source.is_log(true);
         let (engine, topic, from) = (self.tail.engine(), self.topic().clone(), self.cursor);

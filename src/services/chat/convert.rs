@@ -2,22 +2,23 @@
 
 use std::fmt::Display;
 
-use bytes::{Bytes, BytesMut};
-use prost_types::Timestamp;
-
-use super::super::live::frame;
+use super::super::{
+    check::{Check, event_time, now, start, timestamp},
+    live::frame,
+};
 use crate::{
     core::{
-        Error, Name, Violation,
+        Error,
         hub::{Encoding, Start},
         instance::Measurement,
-        rooms::{Kind, Post, Posted, Rooms},
+        rooms::{Kind, Post, Posted},
     },
-    log::{self, EventTime, Record, Sequence, Topic, TopicError},
+    log::{Record, Space, Topic},
     proto::chat::{
         Message, MessageType, Metric, SendMessageRequest, SendMessageResponse, SubscribeRequest,
     },
 };
+use bytes::{Bytes, BytesMut};
 
 /// The user that the service itself speaks as.
 const SYSTEM_USER: &str = "System";
@@ -61,17 +62,6 @@ pub(super) fn welcome(request: &SubscribeRequest) -> Message {
     }
 }
 
-pub(super) fn now() -> Timestamp {
-    timestamp(log::Timestamp::now().into())
-}
-
-fn timestamp(time: EventTime) -> Timestamp {
-    Timestamp {
-        seconds: time.seconds,
-        nanos: time.nanos,
-    }
-}
-
 const fn message_type(kind: Kind) -> MessageType {
     match kind {
         Kind::Text => MessageType::Chat,
@@ -92,16 +82,10 @@ impl TryFrom<SubscribeRequest> for Subscribe {
 
     fn try_from(request: SubscribeRequest) -> Result<Self, Error> {
         let mut check = Check::new(&"");
-        let room = check.room(&request.room);
+        let room = check.topic(Space::Room, "room", &request.room);
         check.name("user", request.user);
-        let start = match request.after_sequence {
-            None => Start::Live,
-            Some(after) => Start::After(Sequence(after)),
-        };
-        match room.filter(|_| check.violations.is_empty()) {
-            Some(room) => Ok(Self { room, start }),
-            None => Err(Error::Invalid(check.violations)),
-        }
+        let start = start(request.after_sequence);
+        check.finish(room.map(|room| Self { room, start }))
     }
 }
 
@@ -124,92 +108,32 @@ impl TryFrom<SendMessageRequest> for Post {
 pub(super) fn post(message: Message, path: &dyn Display) -> Result<Post, Error> {
     let mut check = Check::new(path);
     let user = check.name("user", message.user);
-    let room = check.room(&message.room);
+    let room = check.topic(Space::Room, "room", &message.room);
     let id = check.optional("id", message.id);
     let key = check.optional("idempotency_key", message.idempotency_key);
-    let kind = check.kind(message.r#type);
-    match (user, room, kind) {
-        (Some(user), Some(room), Some(kind)) if check.violations.is_empty() => Ok(Post {
-            room,
-            user,
-            id,
-            kind,
-            content: Bytes::from(message.content),
-            event_time: message.timestamp.map(|time| EventTime {
-                seconds: time.seconds,
-                nanos: time.nanos,
-            }),
-            key,
-        }),
-        _ => Err(Error::Invalid(check.violations)),
-    }
+    let kind = kind(&mut check, message.r#type);
+    let whole = user.zip(room).zip(kind);
+    check.finish(whole.map(|((user, room), kind)| Post {
+        room,
+        user,
+        id,
+        kind,
+        content: Bytes::from(message.content),
+        event_time: message.timestamp.map(event_time),
+        key,
+    }))
 }
 
-/// Collects every violation of a message.
-struct Check<'a> {
-    path: &'a dyn Display,
-    violations: Vec<Violation>,
-}
-
-impl<'a> Check<'a> {
-    const fn new(path: &'a dyn Display) -> Self {
-        Self {
-            path,
-            violations: Vec::new(),
+fn kind(check: &mut Check<'_>, number: i32) -> Option<Kind> {
+    match MessageType::try_from(number) {
+        Ok(MessageType::Chat) => Some(Kind::Text),
+        Ok(MessageType::Join) => Some(Kind::Join),
+        Ok(MessageType::Leave) => Some(Kind::Leave),
+        Ok(MessageType::System) => Some(Kind::System),
+        Err(_) => {
+            check.refuse("type", format!("type {number} is not known"));
+            None
         }
-    }
-
-    fn violated(&mut self, field: &str, error: TopicError) {
-        let description = match error {
-            TopicError::Blank => format!("{field} is required"),
-            error => format!("{field} {error}"),
-        };
-        let violation = Violation::new(format!("{}{field}", self.path), description);
-        self.violations.push(violation);
-    }
-
-    fn name(&mut self, field: &str, text: String) -> Option<Name> {
-        Name::new(text)
-            .map_err(|error| self.violated(field, error))
-            .ok()
-    }
-
-    /// A name that may be absent: empty. Blank but not empty is as wrong as elsewhere.
-    fn optional(&mut self, field: &str, text: String) -> Option<Name> {
-        if text.is_empty() {
-            return None;
-        }
-        match Name::new(text) {
-            Ok(name) => Some(name),
-            Err(error) => {
-                let violation =
-                    Violation::new(format!("{}{field}", self.path), format!("{field} {error}"));
-                self.violations.push(violation);
-                None
-            }
-        }
-    }
-
-    fn room(&mut self, text: &str) -> Option<Topic> {
-        Rooms::room(text)
-            .map_err(|error| self.violated("room", error))
-            .ok()
-    }
-
-    fn kind(&mut self, number: i32) -> Option<Kind> {
-        let kind = match MessageType::try_from(number) {
-            Ok(MessageType::Chat) => Kind::Text,
-            Ok(MessageType::Join) => Kind::Join,
-            Ok(MessageType::Leave) => Kind::Leave,
-            Ok(MessageType::System) => Kind::System,
-            Err(_) => {
-                let text = format!("type {number} is not known");
-                let violation = Violation::new(format!("{}type", self.path), text);
-                self.violations.push(violation);
-                return None;
-            }
-        };
-        Some(kind)
     }
 }
 

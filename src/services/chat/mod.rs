@@ -6,21 +6,25 @@ mod session;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use futures::{Stream, StreamExt as _, stream};
+use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tonic::{Request, Response, Status, Streaming};
 
 use self::{convert::ChatMessages, session::Session};
 use super::{
-    Core,
+    Core, ENVELOPE_BYTES, Responses,
+    duplex::{duplex, resume_position},
     incoming::Incoming,
     live::{Live, WithLive, frame},
     message_limit,
 };
 use crate::{
     call::{Call, into_status},
-    core::{Error, hub::Encoded, rooms::Post},
-    log::Sequence,
+    core::{
+        Error,
+        hub::{Encoded, Subscription},
+        rooms::Post,
+    },
     proto::chat::{
         Message, Metric, MetricsRequest, SendMessageRequest, SendMessageResponse, SubscribeRequest,
         UploadResponse,
@@ -30,14 +34,6 @@ use crate::{
 
 /// How often measurements are taken when the request does not say.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
-/// What is delivered may be so much larger than what came in: an id, a time and a sequence are added, and an echo's prefix.
-/// Without it a message of the largest size could be stored and never delivered.
-const ENVELOPE_BYTES: usize = 4 * 1024;
-/// The metadata key by which a bidirectional stream resumes.
-const AFTER_SEQUENCE: &str = "after-sequence";
-
-type Responses<T> = std::pin::Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
 /// The service with its hot subscription.
 pub(super) fn routes(core: &Core) -> WithLive<ChatServiceServer<Chat>> {
     let limit = message_limit(&core.limits);
@@ -62,14 +58,17 @@ pub(super) struct Chat {
 }
 
 impl Chat {
-    async fn subscribe(&self, request: SubscribeRequest) -> Result<Live<ChatMessages>, Error> {
+    async fn subscribe(
+        &self,
+        request: SubscribeRequest,
+    ) -> Result<Live<Subscription<Encoded<ChatMessages>>>, Error> {
         let welcome = convert::welcome(&request);
         let subscribe = convert::Subscribe::try_from(request)?;
         let mut first = BytesMut::new();
         frame(&welcome, &mut first);
         let rooms = &self.core.rooms;
         Ok(Live {
-            subscription: rooms
+            source: rooms
                 .subscribe(&subscribe.room, subscribe.start, Encoded::default())
                 .await?,
             first: first.freeze(),
@@ -149,12 +148,8 @@ impl ChatService for Chat {
     ) -> Result<Response<Self::ChatStream>, Status> {
         let resume = resume_position(&request)?;
         let call = request.extensions().get::<Call>().cloned();
-        let session = Session::new(&self.core, request.into_inner(), resume, call);
-        let responses = stream::unfold(session, |mut session| async move {
-            let next = session.next().await?;
-            Some((next, session))
-        });
-        Ok(Response::new(Box::pin(responses)))
+        let session = Session::new(&self.core, resume, call);
+        Ok(Response::new(duplex(request.into_inner(), session)))
     }
 
     async fn stream_metrics(
@@ -187,20 +182,6 @@ impl ChatService for Chat {
         });
         Ok(Response::new(Box::pin(measured.flatten())))
     }
-}
-
-/// The position in the request's metadata, for a stream whose first message names the room.
-fn resume_position<T>(request: &Request<T>) -> Result<Option<Sequence>, Status> {
-    let Some(value) = request.metadata().get(AFTER_SEQUENCE) else {
-        return Ok(None);
-    };
-    let number = value.to_str().ok().and_then(|text| text.parse().ok());
-    number.map(|number| Some(Sequence(number))).ok_or_else(|| {
-        into_status(Error::invalid(
-            AFTER_SEQUENCE,
-            "after-sequence must be a decimal number",
-        ))
-    })
 }
 
 fn metrics_interval(request: &MetricsRequest) -> Result<Duration, Error> {

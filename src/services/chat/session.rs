@@ -3,12 +3,11 @@
 use std::{
     collections::{HashSet, VecDeque},
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
 };
 
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
-use tonic::{Status, Streaming};
+use tonic::Status;
 
 use super::convert;
 use crate::{
@@ -16,12 +15,12 @@ use crate::{
     core::{
         Error, Pipeline,
         appender::Appended,
-        hub::{Records, Start, Subscription},
+        hub::{Merged, Start},
         rooms::Post,
     },
     log::{Record, Sequence, Topic, TraceContext},
     proto::chat::{Message, MessageType},
-    services::{Core, incoming::Incoming},
+    services::{Core, check::now, duplex::Duplex},
     telemetry::trace,
 };
 
@@ -30,27 +29,21 @@ const ALIVE: Duration = Duration::from_secs(5);
 /// Users one stream may speak as.
 const USERS_PER_STREAM: usize = 64;
 
-/// The stream's state. It holds at most one batch of messages to send: nothing new is taken before that is gone.
+/// The stream's state.
 pub(super) struct Session {
     core: Core,
     call: Option<Call>,
     /// The trace the stream was opened in; what it says belongs to it.
     trace: Option<TraceContext>,
-    incoming: Incoming<Message>,
-    is_open: bool,
-    /// What ends the stream once everything stored before is echoed.
-    failed: Option<Status>,
     resume: Option<Sequence>,
     pipeline: Pipeline,
     /// What was appended and not acknowledged yet, batch by batch like the pipeline.
     pending: VecDeque<Vec<Said>>,
     /// Rooms it speaks in; each is followed once something it said there is stored.
     entered: HashSet<Topic>,
-    rooms: Vec<Room>,
-    /// The room that is listened to first, so that all get their turn.
-    turn: usize,
+    rooms: Merged,
+    is_failed: bool,
     users: HashSet<Box<str>>,
-    outgoing: VecDeque<Message>,
     alive: Interval,
 }
 
@@ -61,109 +54,19 @@ struct Said {
     room: Topic,
 }
 
-/// A room this stream has posted to.
-struct Room {
-    subscription: Subscription<Records>,
-}
-
-/// A room, and what was said in it.
-type News = (Topic, Vec<Arc<Record>>);
-
-/// What happened next.
-enum Event {
-    Incoming(Option<Vec<Message>>),
+/// What happens besides the client's messages.
+pub(super) enum Event {
     Stored(Result<Vec<Result<Appended, Error>>, Error>),
-    Heard(Topic, Vec<Arc<Record>>),
+    Heard(Vec<(Topic, Arc<Record>)>),
     Alive,
 }
 
-impl Session {
-    pub(super) fn new(
-        core: &Core,
-        incoming: Streaming<Message>,
-        resume: Option<Sequence>,
-        call: Option<Call>,
-    ) -> Self {
-        let mut alive = interval_at(tokio::time::Instant::now() + ALIVE, ALIVE);
-        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        Self {
-            core: core.clone(),
-            call,
-            trace: trace::current(),
-            incoming: Incoming::new(incoming),
-            is_open: true,
-            failed: None,
-            resume,
-            pipeline: core.rooms.pipeline(),
-            pending: VecDeque::new(),
-            entered: HashSet::new(),
-            rooms: Vec::new(),
-            turn: 0,
-            users: HashSet::new(),
-            outgoing: VecDeque::new(),
-            alive,
-        }
-    }
+impl Duplex for Session {
+    type In = Message;
+    type Out = Message;
+    type Event = Event;
 
-    /// The next message to send; `None` when the client is done and everything it said is stored and echoed. What goes wrong
-    /// with a message comes after the echoes of those before it.
-    pub(super) async fn next(&mut self) -> Option<Result<Message, Status>> {
-        loop {
-            if let Some(message) = self.outgoing.pop_front() {
-                return Some(Ok(message));
-            }
-            if !self.is_open && self.pipeline.is_idle() {
-                return self.failed.take().map(Err);
-            }
-            if let Err(status) = self.step().await {
-                self.is_open = false;
-                self.rooms.clear();
-                self.failed.get_or_insert(status);
-            }
-        }
-    }
-
-    async fn step(&mut self) -> Result<(), Status> {
-        match self.event().await? {
-            Event::Incoming(None) => self.is_open = false,
-            Event::Incoming(Some(batch)) => self.said(batch).await?,
-            Event::Stored(outcomes) => {
-                if let Err(error) = self.stored(outcomes).await {
-                    // The echoes end here: what is under way may be stored, but is not acknowledged.
-                    self.pipeline = self.core.rooms.pipeline();
-                    self.pending.clear();
-                    return Err(into_status(error));
-                }
-            }
-            Event::Heard(room, records) => self.heard(&room, &records),
-            Event::Alive => self.outgoing.push_back(alive()),
-        }
-        Ok(())
-    }
-
-    /// Waits for whatever comes first. Every branch is cancel-safe; none goes before another, so that a busy room does not
-    /// keep the client from speaking.
-    async fn event(&mut self) -> Result<Event, Status> {
-        let Self {
-            incoming,
-            pipeline,
-            rooms,
-            turn,
-            alive,
-            ..
-        } = self;
-        let listens = self.is_open && pipeline.has_room();
-        tokio::select! {
-            outcomes = pipeline.next() => Ok(Event::Stored(outcomes)),
-            heard = std::future::poll_fn(|cx| poll_rooms(rooms, turn, cx)) => {
-                heard.map(|(room, records)| Event::Heard(room, records)).map_err(into_status)
-            }
-            batch = incoming.next_batch(), if listens => batch.map(Event::Incoming),
-            _ = alive.tick() => Ok(Event::Alive),
-        }
-    }
-
-    async fn said(&mut self, batch: Vec<Message>) -> Result<(), Status> {
+    async fn take(&mut self, batch: Vec<Message>, _: &mut VecDeque<Message>) -> Result<(), Status> {
         let mut said = Vec::with_capacity(batch.len());
         let mut records = Vec::with_capacity(batch.len());
         let mut refused = Ok(());
@@ -189,6 +92,63 @@ impl Session {
         refused
     }
 
+    async fn event(&mut self) -> Result<Event, Error> {
+        tokio::select! {
+            outcomes = self.pipeline.next() => Ok(Event::Stored(outcomes)),
+            heard = self.rooms.next() => Ok(Event::Heard(heard?)),
+            _ = self.alive.tick() => Ok(Event::Alive),
+        }
+    }
+
+    async fn handle(&mut self, event: Event, out: &mut VecDeque<Message>) -> Result<(), Error> {
+        match event {
+            Event::Stored(outcomes) => {
+                if let Err(error) = self.stored(outcomes, out).await {
+                    // The echoes end here: what is under way may be stored, but is not acknowledged.
+                    self.pipeline = self.core.rooms.pipeline();
+                    self.pending.clear();
+                    return Err(error);
+                }
+            }
+            Event::Heard(records) => self.heard(&records, out),
+            Event::Alive => out.push_back(alive()),
+        }
+        Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        self.pipeline.has_room()
+    }
+
+    fn is_settled(&self) -> bool {
+        self.pipeline.is_idle()
+    }
+
+    fn fail(&mut self) {
+        self.is_failed = true;
+        self.rooms.clear();
+    }
+}
+
+impl Session {
+    pub(super) fn new(core: &Core, resume: Option<Sequence>, call: Option<Call>) -> Self {
+        let mut alive = interval_at(tokio::time::Instant::now() + ALIVE, ALIVE);
+        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            core: core.clone(),
+            call,
+            trace: trace::current(),
+            resume,
+            pipeline: core.rooms.pipeline(),
+            pending: VecDeque::new(),
+            entered: HashSet::new(),
+            rooms: core.topics.merged(),
+            is_failed: false,
+            users: HashSet::new(),
+            alive,
+        }
+    }
+
     /// Checks a message and this stream's limits, before anything of it is stored.
     async fn admit(&mut self, message: Message) -> Result<Post, Error> {
         let post = convert::post(message, &"")?;
@@ -209,7 +169,7 @@ impl Session {
             });
         }
         // A resuming client says where it was; whether it can go on there shows before it speaks.
-        if let Some(after) = self.resume.take() {
+        if let Some(after) = self.resume {
             self.follow(room, after).await?;
         }
         self.entered.insert(room.clone());
@@ -234,69 +194,40 @@ impl Session {
     async fn stored(
         &mut self,
         outcomes: Result<Vec<Result<Appended, Error>>, Error>,
+        out: &mut VecDeque<Message>,
     ) -> Result<(), Error> {
         let said = self.pending.pop_front().unwrap_or_default();
         for (said, outcome) in said.into_iter().zip(outcomes?) {
             let appended = outcome?;
-            if self.failed.is_none() {
+            if !self.is_failed {
                 // What others say from the moment of the first post on.
                 self.follow(&said.room, appended.sequence).await?;
             }
-            self.outgoing.push_back(echo(said));
+            out.push_back(echo(said));
         }
         Ok(())
     }
 
     async fn follow(&mut self, room: &Topic, after: Sequence) -> Result<(), Error> {
-        if self
-            .rooms
-            .iter()
-            .any(|known| known.subscription.topic() == room)
-        {
-            return Ok(());
-        }
-        let start = Start::After(after);
-        let subscription = self.core.rooms.subscribe(room, start, Records).await?;
-        self.rooms.push(Room { subscription });
+        self.rooms.add(room, Start::After(after)).await?;
         self.moved();
         Ok(())
     }
 
-    fn heard(&mut self, room: &Topic, records: &[Arc<Record>]) {
+    fn heard(&mut self, records: &[(Topic, Arc<Record>)], out: &mut VecDeque<Message>) {
         let others = records
             .iter()
-            .filter(|record| !self.users.contains(&record.publisher));
-        let messages: Vec<_> = others
-            .map(|record| convert::message(room, record))
-            .collect();
-        self.outgoing.extend(messages);
+            .filter(|(_, record)| !self.users.contains(&record.publisher));
+        out.extend(others.map(|(room, record)| convert::message(room, record)));
         self.moved();
     }
 
-    /// Tells the call where a client would resume: in the first room.
+    /// Tells the call where a client would resume, in every room.
     fn moved(&self) {
-        if let (Some(call), Some(room)) = (&self.call, self.rooms.first()) {
-            call.resume_after(Sequence(room.subscription.cursor().0.saturating_sub(1)));
+        if let Some(call) = &self.call {
+            call.resume_after(Sequence(self.rooms.cursor().0.saturating_sub(1)));
         }
     }
-}
-
-/// News of any room; rooms take turns so that a busy one does not silence the others.
-fn poll_rooms(
-    rooms: &mut [Room],
-    turn: &mut usize,
-    cx: &mut Context<'_>,
-) -> Poll<Result<News, Error>> {
-    for step in 0..rooms.len() {
-        let index = (*turn + step) % rooms.len();
-        let subscription = &mut rooms[index].subscription;
-        if let Poll::Ready(batch) = subscription.poll_next(cx) {
-            let topic = subscription.topic().clone();
-            *turn = index + 1;
-            return Poll::Ready(batch.map(|batch| (topic, batch.data)).map_err(Error::from));
-        }
-    }
-    Poll::Pending
 }
 
 fn echo(said: Said) -> Message {
@@ -309,7 +240,7 @@ fn echo(said: Said) -> Message {
 }
 
 fn alive() -> Message {
-    let now = convert::now();
+    let now = now();
     Message {
         id: format!("server_{}", now.seconds),
         content: "Server is alive!".into(),
@@ -320,7 +251,7 @@ fn alive() -> Message {
 fn server_message() -> Message {
     Message {
         user: "Server".into(),
-        timestamp: Some(convert::now()),
+        timestamp: Some(now()),
         r#type: MessageType::System.into(),
         ..Message::default()
     }

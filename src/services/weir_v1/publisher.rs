@@ -1,0 +1,10 @@
+//! `weir.v1.Publisher`.
+
+use tonic::service::Routes;
+
+use crate::services::Core;
+
+/// Adds the service.
+pub(super) fn add(routes: Routes, _core: &Core) -> Routes {
+    routes
+}
