@@ -170,7 +170,7 @@ async fn a_stream_hears_others_in_all_its_rooms_and_never_itself() {
 }
 
 #[tokio::test]
-async fn metadata_resumes_the_first_room() {
+async fn metadata_resumes_every_room() {
     let server = TestServer::start().await;
     let mut chat = server.chat().await;
     let mut sent = Vec::new();
@@ -201,15 +201,19 @@ async fn metadata_resumes_the_first_room() {
             }
         }
         assert_eq!(heard, expected, "after {after}");
-        // The position counts for the first room only.
-        chat.send_message(send("other", "bob", "old"))
+        // The same position resumes a further room: what was said there since then comes, and nothing before it.
+        let before = chat.send_message(send("other", "bob", "before"));
+        let before = before.await.unwrap().into_inner().sequence.to_string();
+        chat.send_message(send("other", "bob", "since"))
             .await
             .unwrap();
-        ann.echoed("other", "ann", "hi").await;
-        chat.send_message(send("other", "bob", "new"))
-            .await
-            .unwrap();
-        assert_eq!(next(&mut ann.hear).await.content, "new");
+        let mut ann = Session::with(&mut chat, Some(&before)).await.unwrap();
+        ann.echoed("general", "ann", "hi").await;
+        ann.say("other", "ann", "hi").await;
+        let mut news = [next(&mut ann.hear).await, next(&mut ann.hear).await];
+        news.sort_by_key(|message| message.sequence);
+        let contents = news.each_ref().map(|message| message.content.as_str());
+        assert_eq!(contents, ["Echo: hi", "since"]);
     }
 }
 
