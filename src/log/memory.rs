@@ -55,6 +55,8 @@ pub struct Memory {
     /// Held while followers are called, so that they see one topic's calls in order. Taken before `state`.
     turn: Mutex<()>,
     followers: Arc<Mutex<Followers>>,
+    /// See [`Engine::shown`].
+    shown: AtomicU64,
     tokens: AtomicU64,
     health: watch::Sender<Health>,
 }
@@ -101,6 +103,7 @@ impl Memory {
             state: Mutex::default(),
             turn: Mutex::default(),
             followers: Arc::default(),
+            shown: AtomicU64::new(0),
             tokens: AtomicU64::new(0),
             health: watch::Sender::new(Health::Ready),
         }
@@ -200,6 +203,13 @@ impl Engine for Memory {
         for (topic, records) in &news {
             self.show(topic, records);
         }
+        let last = news
+            .values()
+            .filter_map(|records| records.last())
+            .max_by_key(|record| record.sequence);
+        if let Some(last) = last {
+            self.shown.store(last.sequence.next().0, Ordering::Release);
+        }
         drop(turn);
         let append_secs = &self.meters.metrics.append_secs;
         append_secs.observe(queued.elapsed().as_secs_f64());
@@ -241,6 +251,10 @@ impl Engine for Memory {
             follower.records(tail, tail, &[]);
         }
         Ok(follow)
+    }
+
+    fn shown(&self) -> Sequence {
+        Sequence(self.shown.load(Ordering::Acquire))
     }
 
     async fn trim(&self, topic: &Topic, before: Sequence) -> Result<(), Error> {

@@ -98,6 +98,12 @@ pub trait Engine: Send + Sync + 'static {
     /// Storage errors only.
     async fn follow(&self, topic: &Topic, follower: Weak<dyn Follower>) -> Result<Follow, Error>;
 
+    /// The position before which every record was shown to its topic's followers on this node: a follower that saw nothing
+    /// has nothing to see there. Zero where an engine cannot tell. Read it before looking at what a follower got.
+    fn shown(&self) -> Sequence {
+        Sequence::default()
+    }
+
     /// Drops the topic's records before `before`. Sequences stay used. Retention calls the same code.
     ///
     /// # Errors

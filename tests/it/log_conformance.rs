@@ -9,7 +9,10 @@ use bytesize::ByteSize;
 use futures::future::join_all;
 use weir::{
     config::{self, EngineKind, Retention},
-    core::hub::{Hub, Records, Start},
+    core::{
+        Topics,
+        hub::{Hub, Records, Start},
+    },
     log::{
         Bounds, Error, EventTime, Health, Limit, NewRecord, Outcome, Sequence, Space, Timestamp,
         Topic, TraceContext,
@@ -68,6 +71,7 @@ suite!(
     a_feed_of_a_quiet_topic_starts_at_the_tail_of_the_log,
     a_subscription_joins_history_and_live_over_gaps,
     a_subscription_starts_at_a_position_of_another_topic,
+    several_topics_are_followed_in_the_order_of_the_log,
     every_follower_sees_every_record,
     one_batch_is_fed_in_one_call,
     dropping_a_follow_ends_the_feed,
@@ -676,6 +680,65 @@ async fn a_subscription_joins_history_and_live_over_gaps(kind: EngineKind) {
     append_all(&*rig.engine, &topic, &["c"]).await;
     for subscription in [&mut all, &mut live] {
         assert_eq!(next_texts(subscription).await, ["c"]);
+    }
+}
+
+/// Topics written to at the same time, in batches over several, some rarely: one follower sees the log's order, and one who
+/// resumes at any of its positions sees the rest.
+async fn several_topics_are_followed_in_the_order_of_the_log(kind: EngineKind) {
+    const BATCHES: usize = 300;
+    let rig = Rig::new(kind);
+    let topics = ["a", "b", "rare"].map(room);
+    let core = Topics::new(rig.engine.clone(), hub(&rig), Traces::off());
+    let from_first = Start::After(Sequence(0));
+    append_all(&*rig.engine, &topics[1], &["before"]).await;
+    let mut merged = core.merge(&topics, from_first).await.unwrap();
+    let engine = rig.engine.clone();
+    let [a, b, rare] = topics.clone();
+    let writing = tokio::spawn(async move {
+        let mut written = Vec::new();
+        for number in 0..BATCHES {
+            let mut batch = vec![
+                record(&b, "1"),
+                record(&a, "2"),
+                record(&room("other"), "3"),
+            ];
+            if number % 50 == 0 {
+                batch.push(record(&rare, "4"));
+            }
+            let outcomes = append(&*engine, batch).await;
+            let others = outcomes.into_iter().map(stored).enumerate();
+            written.extend(
+                others
+                    .filter(|(index, _)| *index != 2)
+                    .map(|(_, sequence)| sequence),
+            );
+        }
+        written
+    });
+    let mut cursors = vec![merged.cursor()];
+    let mut seen = Vec::new();
+    while seen.len() < 1 + 2 * BATCHES + BATCHES / 50 {
+        let batch = tokio::time::timeout(Duration::from_secs(20), merged.next());
+        let batch = batch.await.expect("something new").unwrap();
+        seen.extend(batch.iter().map(|(_, record)| record.sequence));
+        cursors.push(merged.cursor());
+    }
+    assert!(seen.is_sorted_by(|one, next| one < next));
+    assert_eq!(seen[1..], writing.await.unwrap());
+    for cursor in cursors {
+        let rest: Vec<_> = seen
+            .iter()
+            .filter(|sequence| **sequence >= cursor)
+            .collect();
+        let start = Start::After(Sequence(cursor.0 - 1));
+        let mut resumed = core.merge(&topics, start).await.unwrap();
+        let mut again = Vec::new();
+        while again.len() < rest.len() {
+            let batch = resumed.next().await.unwrap();
+            again.extend(batch.into_iter().map(|(_, record)| record.sequence));
+        }
+        assert!(again.iter().eq(rest), "after {cursor}");
     }
 }
 

@@ -15,8 +15,9 @@ const BATCH: usize = 1024;
 /// A subscription to several topics. All topics share one counter, so merging them by sequence gives one order, and what
 /// was delivered last is a position in every one of them. It holds at most one batch of each topic.
 ///
-/// A record is delivered once every other topic is known to have nothing before it. A topic that is silent in memory is
-/// asked in the log: when a read finds a record, reads from then on find every record before it, in any topic.
+/// A record is delivered once every other topic is known to have nothing before it. Where the engine
+/// does not tell how far it has shown everything, a silent topic is asked in the log: when a read finds a record, reads from
+/// then on find every record before it, in any topic.
 pub struct Merged {
     hub: Hub,
     parts: Vec<Part>,
@@ -113,9 +114,12 @@ impl Merged {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Vec<(Topic, Arc<Record>)>, Error>> {
         loop {
+            // Before the topics are looked at: what they had before this position, they have shown by then.
+            let shown = self.hub.0.engine.shown();
             for part in &mut self.parts {
-                if let Poll::Ready(Err(error)) = part.poll(cx) {
-                    return Poll::Ready(Err(error));
+                match part.poll(cx) {
+                    Poll::Ready(polled) => polled?,
+                    Poll::Pending => part.subscription.skip(shown),
                 }
             }
             let batch = self.take();

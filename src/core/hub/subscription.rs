@@ -206,6 +206,13 @@ impl<V: View> Subscription<V> {
         is_new
     }
 
+    /// Moves the cursor of a subscription that has nothing new up to `position`, before which the topic has nothing.
+    pub(super) fn skip(&mut self, position: Sequence) {
+        if self.reading.is_none() {
+            self.cursor = self.cursor.max(position);
+        }
+    }
+
     fn read(&mut self) {
         self.source.is_log(true);
         let (engine, topic, from) = (self.tail.engine(), self.topic().clone(), self.cursor);

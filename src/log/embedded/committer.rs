@@ -276,6 +276,7 @@ impl Committer {
         for touched in touched {
             self.publish(touched);
         }
+        self.shared.showed(self.next.sequence);
         self.acknowledge(pending);
     }
 

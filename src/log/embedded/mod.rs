@@ -218,6 +218,10 @@ impl Engine for Embedded {
         Ok(follow)
     }
 
+    fn shown(&self) -> Sequence {
+        self.shared.shown()
+    }
+
     async fn trim(&self, topic: &Topic, before: Sequence) -> Result<(), Error> {
         loop {
             let of = topic.clone();

@@ -2,14 +2,14 @@
 
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicBool, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use tokio::sync::{Semaphore, watch};
 
 use super::{disk::DirLock, lock, store::Store};
 use crate::{
-    log::{Error, Health, meters::Meters},
+    log::{Error, Health, Sequence, meters::Meters},
     telemetry::Metrics,
 };
 
@@ -20,6 +20,8 @@ pub(super) struct Shared {
     pub(super) queue: Semaphore,
     pub(super) health: watch::Sender<Health>,
     pub(super) meters: Meters,
+    /// See [`crate::log::Engine::shown`].
+    shown: AtomicU64,
     is_closing: AtomicBool,
     has_panicked: AtomicBool,
 }
@@ -47,9 +49,19 @@ impl Shared {
             queue: Semaphore::new(queue_bytes),
             health: watch::Sender::new(Health::Ready),
             meters,
+            shown: AtomicU64::new(0),
             is_closing: AtomicBool::new(false),
             has_panicked: AtomicBool::new(false),
         }
+    }
+
+    /// Notes that followers were shown everything before `next`.
+    pub(super) fn showed(&self, next: Sequence) {
+        self.shown.store(next.0, Ordering::Release);
+    }
+
+    pub(super) fn shown(&self) -> Sequence {
+        Sequence(self.shown.load(Ordering::Acquire))
     }
 
     pub(super) fn begin_close(&self) {
