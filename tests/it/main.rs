@@ -18,6 +18,7 @@ mod cli;
 mod config;
 mod core_model;
 mod disk;
+mod docs;
 mod drain;
 mod garbage;
 mod health;
