@@ -4,7 +4,7 @@
 # and the tests that need it fail with that sentence.
 #
 #   .tools/bin      nats-server prometheus promtool grpcurl, python and node with their packages on the path, and the Go
-#                   clients go-client (tests/interop/go) and go-chat (examples/go)
+#                   clients go-client (tests/interop/go) and go-chat, go-notifications … (examples/go)
 #   .tools/gen      Python stubs of every proto
 #   .tools/log      what each step printed
 set -euo pipefail
@@ -137,15 +137,24 @@ fetch_node() {
   wrapper node "exec env NODE_PATH=\"\$tools/node/node_modules\" \"$(command -v node)\" \"\$@\""
 }
 
-# go_client NAME DIR MODULE: builds the Go client of DIR into .tools/bin, with stubs of the chat proto.
-go_client() {
-  local work=$tools/go/$1 packages="module=$3,Mchat.proto=$3/chatpb"
+# go_clients DIR MODULE PROTO=PACKAGE...: copies the module to .tools/go and makes stubs of the protos in it.
+go_clients() {
+  local work=$tools/go/$2 from=$1 module=$2 packages=module=$2 protos=()
+  shift 2
+  for pair; do
+    protos+=("${pair%%=*}")
+    packages+=",M${pair%%=*}=$module/${pair#*=}"
+  done
   rm -rf "$work"
   mkdir -p "$work"
-  cp "$2"/*.go "$2"/go.mod "$2"/go.sum "$work"
+  cp -R "$from/." "$work"
   PATH=$tools/bin:$PATH "$tools/bin/python" -m grpc_tools.protoc -I proto --go_out="$work" --go_opt="$packages" \
-    --go-grpc_out="$work" --go-grpc_opt="$packages" chat.proto
-  (cd "$work" && GOTOOLCHAIN=local CGO_ENABLED=0 timeout 900 go build -trimpath -mod=readonly -o "$tools/bin/$1" .)
+    --go-grpc_out="$work" --go-grpc_opt="$packages" "${protos[@]}"
+}
+
+# go_build NAME MODULE PACKAGE: builds a program of a module into .tools/bin.
+go_build() {
+  (cd "$tools/go/$2" && GOTOOLCHAIN=local CGO_ENABLED=0 timeout 900 go build -trimpath -mod=readonly -o "$tools/bin/$1" "$3")
 }
 
 fetch_go() {
@@ -153,8 +162,13 @@ fetch_go() {
   [ -x "$tools/bin/python" ] || missing "$(cat "$tools/missing/python")"
   go_install "google.golang.org/protobuf/cmd/protoc-gen-go@$protoc_gen_go_version"
   go_install "google.golang.org/grpc/cmd/protoc-gen-go-grpc@$protoc_gen_go_grpc_version"
-  go_client go-client tests/interop/go weir-interop
-  go_client go-chat examples/go weir-chat
+  go_clients tests/interop/go weir-interop chat.proto=chatpb
+  go_build go-client weir-interop .
+  go_clients examples/go weir-examples chat.proto=chatpb feedback.proto=feedbackpb \
+    streaming/v1/streaming.proto=streamingpb weir/v1/files.proto=filespb
+  for example in chat notifications upload feedback; do
+    go_build "go-$example" weir-examples "./$example"
+  done
 }
 
 # One line that changes when any of the files or words does.
@@ -167,4 +181,4 @@ fetch grpcurl "$grpcurl_version" fetch_grpcurl
 fetch python "$(digest tests/interop/python/requirements.txt)" fetch_python
 fetch stubs "$(find proto -name '*.proto' | sort | xargs cat | digest)-$(digest tests/interop/python/requirements.txt)" fetch_stubs
 fetch node "$(digest tests/interop/node/package-lock.json)" fetch_node
-fetch go "$protoc_gen_go_version-$protoc_gen_go_grpc_version-$(digest tests/interop/go/* examples/go/{*.go,go.*} proto/chat.proto)" fetch_go
+fetch go "$protoc_gen_go_version-$protoc_gen_go_grpc_version-$(find tests/interop/go examples/go proto -type f | sort | xargs cat | digest)" fetch_go

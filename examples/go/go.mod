@@ -1,4 +1,4 @@
-module weir-chat
+module weir-examples
 
 go 1.24.0
 

@@ -10,11 +10,9 @@
 
 const { randomUUID } = require('node:crypto');
 const { EventEmitter, once } = require('node:events');
-const path = require('node:path');
 const readline = require('node:readline');
 const { setTimeout: pause } = require('node:timers/promises');
-const grpc = require('@grpc/grpc-js');
-const { loadSync } = require('@grpc/proto-loader');
+const { load, again, call, run, credentials, isTemporary, PAUSE } = require('./weir');
 
 const [user, room = 'general', address = '127.0.0.1:50051'] = process.argv.slice(2);
 if (!user) {
@@ -22,15 +20,8 @@ if (!user) {
   process.exit(2);
 }
 
-// Sequences are 64 bits wide, wider than a JavaScript number: they are kept as text.
-const proto = loadSync(path.join(__dirname, '../../proto/chat.proto'), { keepCase: true, longs: String, enums: String });
-const { ChatService } = grpc.loadPackageDefinition(proto).chat;
-const chat = new ChatService(address, grpc.credentials.createInsecure());
-
-// What a call ends with while the server restarts: the next attempt may succeed.
-const { UNAVAILABLE, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, CANCELLED, INTERNAL, UNKNOWN } = grpc.status;
-const temporary = [UNAVAILABLE, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, CANCELLED, INTERNAL, UNKNOWN];
-const PAUSE = 500;
+const { ChatService } = load('chat.proto').chat;
+const chat = new ChatService(address, credentials);
 
 let position; // The sequence read last; unknown until the server has answered.
 const shown = new EventEmitter();
@@ -51,7 +42,7 @@ async function follow() {
         shown.emit('message');
       }
     } catch (error) {
-      if (!temporary.includes(error.code)) throw error;
+      if (!isTemporary(error)) throw error;
     }
     await pause(PAUSE);
   }
@@ -60,17 +51,8 @@ async function follow() {
 // Gives the line's sequence once it is on disk.
 async function say(content) {
   const request = { user, room, content, idempotency_key: randomUUID() };
-  for (;;) {
-    try {
-      return await new Promise((resolve, reject) => {
-        const options = { deadline: Date.now() + 10_000 };
-        chat.SendMessage(request, options, (error, reply) => (error ? reject(error) : resolve(reply.sequence)));
-      });
-    } catch (error) {
-      if (!temporary.includes(error.code)) throw error;
-    }
-    await pause(PAUSE);
-  }
+  const reply = await again(() => call(chat, 'SendMessage', request, { deadline: Date.now() + 10_000 }));
+  return reply.sequence;
 }
 
 async function main() {
@@ -88,10 +70,4 @@ async function main() {
   chat.close();
 }
 
-main().then(
-  () => process.exit(0),
-  (error) => {
-    console.error(error.details ?? error.message);
-    process.exit(1);
-  },
-);
+run(main);

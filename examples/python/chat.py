@@ -20,18 +20,7 @@ import uuid
 import chat_pb2
 import chat_pb2_grpc
 import grpc
-
-# What a call ends with while the server restarts: the next attempt may succeed.
-TEMPORARY = {
-    grpc.StatusCode.UNAVAILABLE,
-    grpc.StatusCode.DEADLINE_EXCEEDED,
-    grpc.StatusCode.RESOURCE_EXHAUSTED,
-    grpc.StatusCode.ABORTED,
-    grpc.StatusCode.CANCELLED,
-    grpc.StatusCode.INTERNAL,
-    grpc.StatusCode.UNKNOWN,
-}
-PAUSE = 0.5
+from retry import PAUSE, TEMPORARY, again
 
 
 class Room:
@@ -75,13 +64,7 @@ class Room:
         request = chat_pb2.SendMessageRequest(
             user=self.user, room=self.room, content=text, idempotency_key=str(uuid.uuid4())
         )
-        while True:
-            try:
-                return self.chat.SendMessage(request, timeout=10).sequence
-            except grpc.RpcError as error:
-                if error.code() not in TEMPORARY:
-                    raise
-            time.sleep(PAUSE)
+        return again(lambda: self.chat.SendMessage(request, timeout=10)).sequence
 
 
 def main():

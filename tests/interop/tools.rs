@@ -6,7 +6,7 @@ use std::{
 };
 
 /// The program `name` of `.tools/bin`: `nats-server`, `prometheus`, `promtool`, `grpcurl`, `python` and `node` with the
-/// clients' packages on their path, and the Go clients `go-client` and `go-chat`. The Python stubs of every proto can be
+/// clients' packages on their path, and the Go clients `go-client`, `go-chat` and the other examples. The Python stubs of every proto can be
 /// imported.
 ///
 /// # Panics
@@ -18,7 +18,7 @@ pub(crate) fn tool(name: &str) -> PathBuf {
     let steps: &[&str] = match name {
         "promtool" => &["prometheus"],
         "python" => &["python", "stubs"],
-        "go-client" | "go-chat" => &["go"],
+        name if name.starts_with("go-") => &["go"],
         other => &[other],
     };
     for step in steps {

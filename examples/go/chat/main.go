@@ -1,11 +1,6 @@
-// Chat in a room of Weir. From the repository's root, with the plugins protoc-gen-go and protoc-gen-go-grpc on the path:
+// Chat in a room of Weir. From the repository's root, with the stubs that examples/go/README.md makes:
 //
-//	protoc -I proto chat.proto \
-//	  --go_out=examples/go --go_opt=module=weir-chat,Mchat.proto=weir-chat/chatpb \
-//	  --go-grpc_out=examples/go --go-grpc_opt=module=weir-chat,Mchat.proto=weir-chat/chatpb
-//	go run -C examples/go . -user ann
-//
-// Without protoc, `python -m grpc_tools.protoc` of the package grpcio-tools does the same.
+//	go run -C examples/go ./chat -user ann
 //
 // What is typed is said in the room; what the room says is printed. Two fields make it survive a restart of the server:
 // after_sequence continues a broken subscription, idempotency_key makes it safe to say a line again.
@@ -23,15 +18,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
-
-	pb "weir-chat/chatpb"
+	pb "weir-examples/chatpb"
+	"weir-examples/retry"
 )
-
-const pause = 500 * time.Millisecond
 
 // room is a room and how far it was read.
 type room struct {
@@ -47,10 +36,7 @@ func main() {
 	name := flag.String("room", "general", "the room")
 	address := flag.String("address", "127.0.0.1:50051", "the server's gRPC port")
 	flag.Parse()
-	conn, err := grpc.NewClient(*address, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		log.Fatal(err)
-	}
+	conn := retry.Dial(*address)
 	defer conn.Close()
 	room := &room{chat: pb.NewChatServiceClient(conn), name: *name, user: *user}
 	shown := make(chan struct{}, 1)
@@ -75,8 +61,8 @@ func main() {
 
 // follow prints what is said, for ever.
 func (r *room) follow(shown chan<- struct{}) {
-	for ; ; time.Sleep(pause) {
-		if err := r.read(shown); !isTemporary(err) {
+	for ; ; time.Sleep(retry.Pause) {
+		if err := r.read(shown); !retry.IsTemporary(err) {
 			log.Fatal(err)
 		}
 	}
@@ -127,26 +113,12 @@ func (r *room) read(shown chan<- struct{}) error {
 // say returns the line's sequence once it is on disk.
 func (r *room) say(text string) uint64 {
 	request := &pb.SendMessageRequest{User: r.user, Room: r.name, Content: text, IdempotencyKey: rand.Text()}
-	for ; ; time.Sleep(pause) {
+	var reply *pb.SendMessageResponse
+	retry.Again(func() (err error) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		reply, err := r.chat.SendMessage(ctx, request)
-		cancel()
-		if err == nil {
-			return reply.GetSequence()
-		}
-		if !isTemporary(err) {
-			log.Fatal(err)
-		}
-	}
-}
-
-// isTemporary says whether the next attempt may succeed, as after the end of a stream or while the server restarts.
-func isTemporary(err error) bool {
-	switch status.Code(err) {
-	case codes.Unavailable, codes.DeadlineExceeded, codes.ResourceExhausted, codes.Aborted, codes.Canceled,
-		codes.Internal, codes.Unknown:
-		return true
-	default:
-		return false
-	}
+		defer cancel()
+		reply, err = r.chat.SendMessage(ctx, request)
+		return err
+	})
+	return reply.GetSequence()
 }
