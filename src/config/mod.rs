@@ -27,4 +27,5 @@ pub use settings::{
     Canary, Config, Cors, Drain, EngineKind, Hub, Limits, Log, LogFormat, Retention,
     RetentionBySpace, Server, Telemetry,
 };
+pub use settings::{Collect, Processing};
 pub use source::Sources;

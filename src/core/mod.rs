@@ -9,6 +9,7 @@ mod error;
 pub mod hub;
 pub mod instance;
 mod machine;
+pub mod processing;
 pub mod readiness;
 pub mod rooms;
 pub mod signals;
