@@ -21,6 +21,7 @@ use crate::{
     core::{
         Hub, Signals, Topics,
         canary::Canary,
+        collect::Collect,
         instance::Instance,
         readiness::{Condition, Readiness},
         rooms::Rooms,
@@ -155,6 +156,8 @@ impl Serving {
             signals: Signals::new(self.metrics.clone()),
             instance: self.instance.clone(),
             limits: self.config.limits.clone(),
+            processing: self.config.processing.clone(),
+            collect: Collect::new(&self.config.collect, &self.metrics)?,
             metrics: self.metrics.clone(),
         };
         self.gate.open(&core);

@@ -11,6 +11,8 @@ use super::{
 
 /// How long writing out the log may take at the end of a drain.
 const FLUSH: Duration = Duration::from_secs(5);
+/// Windows that lateness may keep open, of each series.
+const OPEN_WINDOWS: u32 = 1000;
 
 /// Every value that is not allowed.
 pub(super) fn all(config: &Config) -> Vec<Violation> {
@@ -24,6 +26,7 @@ pub(super) fn all(config: &Config) -> Vec<Violation> {
         queue,
         hub,
         drain,
+        lateness,
         log_level,
         endpoint,
     ];
@@ -140,6 +143,16 @@ fn drain(config: &Config) -> Option<Violation> {
         Violation::new(
             &["drain.timeout", "drain.delay", "drain.spread"],
             "such that drain.delay, drain.spread and 5s for the log together are at most drain.timeout",
+        )
+    })
+}
+
+fn lateness(config: &Config) -> Option<Violation> {
+    let processing = &config.processing;
+    (processing.lateness > processing.window.saturating_mul(OPEN_WINDOWS)).then(|| {
+        Violation::new(
+            &["processing.lateness", "processing.window"],
+            "such that processing.lateness is at most 1000 times processing.window",
         )
     })
 }

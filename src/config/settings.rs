@@ -274,12 +274,12 @@ section! {
         /// Length of an event-time window.
         #[serde(with = "humantime_serde")]
         pub window: Duration = secs(60), in millis(1)..=minutes(24 * 60);
-        /// How late a value may come behind the newest of its series.
+        /// How late a value may come behind the newest of its series; at most 1000 windows.
         #[serde(with = "humantime_serde")]
         pub lateness: Duration = secs(60), in Duration::ZERO..=minutes(24 * 60);
         /// Robust z-score from which a value is an anomaly.
         pub anomaly_threshold: f64 = 3.5, in 0.1..=1000.0;
-        /// Series of one stream at most.
+        /// Series of one stream or batch at most; each takes up to 33 KiB.
         pub max_series: usize = 10_000, in 1..=10_000_000;
     }
 }

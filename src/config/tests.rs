@@ -191,6 +191,8 @@ fn wrong_types_and_ranges_are_refused() {
         ("server.max_streams_per_connection", &["0", "4294967296"]),
         ("server.max_stream_age", &["0s", "10", "fast", "-1s"]),
         ("server.connection_window", &["128KiB", "2GiB"]),
+        ("processing.lateness", &["17h", "-1s"]),
+        ("processing.window", &["59ms", "0s"]),
         ("server.stream_window", &["0", "64MiB"]),
         (
             "cors.allowed_origins",

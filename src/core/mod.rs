@@ -5,6 +5,7 @@
 
 pub mod appender;
 pub mod canary;
+pub mod collect;
 mod error;
 pub mod hub;
 pub mod instance;

@@ -9,7 +9,9 @@ mod duplex;
 mod feedback;
 mod helloworld;
 mod incoming;
+mod intake;
 mod live;
+mod points;
 mod streaming;
 mod streaming_v1;
 mod weir_v1;
@@ -18,8 +20,8 @@ use tonic::service::Routes;
 
 use crate::{
     call::Methods,
-    config::Limits,
-    core::{Signals, Topics, instance::Instance, rooms::Rooms},
+    config::{Limits, Processing},
+    core::{Signals, Topics, collect::Collect, instance::Instance, rooms::Rooms},
     proto,
     telemetry::Metrics,
 };
@@ -43,6 +45,10 @@ pub struct Core {
     pub instance: Instance,
     /// What a call may ask for.
     pub limits: Limits,
+    /// Windows and limits of processing.
+    pub processing: Processing,
+    /// Clients' telemetry as `/metrics` shows it.
+    pub collect: Collect,
     /// The metrics.
     pub metrics: Metrics,
 }

@@ -84,6 +84,8 @@ pub struct Metrics {
     pub tail_bytes: IntGauge,
     /// Signals dropped because their reader was slow, by `signal`.
     pub signals_dropped: IntCounterVec,
+    /// Samples of clients' telemetry refused, by `reason`.
+    pub collect_rejected: IntCounterVec,
     /// Open connections.
     pub connections_active: IntGauge,
     /// Connections closed by the server, by `reason`.
@@ -215,6 +217,11 @@ impl Metrics {
                 "weir_signals_dropped_total",
                 "Signals (things not stored) dropped because their reader was slow.",
                 &["signal"],
+            ),
+            collect_rejected: make.counters(
+                "weir_collect_rejected_total",
+                "Samples of clients' telemetry refused: name, labels, value, kind, timestamp, key or limit (of series).",
+                &["reason"],
             ),
             connections_active: make.gauge("weir_connections_active", "Connections open now."),
             connections_refused: make.counters(

@@ -5,9 +5,14 @@ use std::collections::HashMap;
 use super::{Moments, Sketch};
 use crate::core::Error;
 
-/// The series of a batch. Memory: at most `max_series` times a name and 33 KiB; a thousandth of it for what is usual.
+/// What the statistics of a series take in a result beside its name, in bytes; a little more than any encoding needs.
+const STATISTICS_BYTES: usize = 128;
+
+/// The series of a batch. Memory: at most `max_series` times a name and 33 KiB; a tenth of it for what is usual.
 pub struct Batch {
     max_series: usize,
+    max_bytes: usize,
+    bytes: usize,
     numbers: HashMap<Box<str>, usize>,
     statistics: Vec<(Moments, Sketch)>,
 }
@@ -32,11 +37,13 @@ pub struct SeriesStatistics {
 }
 
 impl Batch {
-    /// An empty batch that takes `max_series` series.
+    /// An empty batch that takes `max_series` series, and not more of them than have a place in a result of `max_bytes`.
     #[must_use]
-    pub fn new(max_series: usize) -> Self {
+    pub fn new(max_series: usize, max_bytes: usize) -> Self {
         Self {
             max_series,
+            max_bytes,
+            bytes: 0,
             numbers: HashMap::new(),
             statistics: Vec::new(),
         }
@@ -45,7 +52,7 @@ impl Batch {
     /// The series called `name`; a place is taken for it.
     ///
     /// # Errors
-    /// [`Error::Limit`]: the batch has as many series as it may.
+    /// [`Error::Limit`]: the batch has as many series as it may, or as the result has room for.
     pub fn series(&mut self, name: &str) -> Result<SeriesId, Error> {
         if let Some(number) = self.numbers.get(name) {
             return Ok(SeriesId(*number));
@@ -57,6 +64,14 @@ impl Batch {
                 limit: self.max_series,
             });
         }
+        let bytes = self.bytes + name.len() + STATISTICS_BYTES;
+        if bytes > self.max_bytes {
+            return Err(Error::Limit {
+                what: "bytes of the statistics of one batch",
+                limit: self.max_bytes,
+            });
+        }
+        self.bytes = bytes;
         self.numbers.insert(name.into(), number);
         self.statistics
             .push((Moments::default(), Sketch::default()));
@@ -112,7 +127,7 @@ mod tests {
 
     #[test]
     fn series_are_kept_apart_and_come_by_name() {
-        let mut batch = Batch::new(2);
+        let mut batch = Batch::new(2, 1000);
         let (b, a) = (batch.series("b").unwrap(), batch.series("a").unwrap());
         for value in 1..=100 {
             batch.add(b, f64::from(value));
@@ -130,7 +145,7 @@ mod tests {
 
     #[test]
     fn one_series_too_many_is_refused_and_known_ones_go_on() {
-        let mut batch = Batch::new(1);
+        let mut batch = Batch::new(1, 1000);
         let first = batch.series("a").unwrap();
         assert!(matches!(
             batch.series("b"),
@@ -140,8 +155,19 @@ mod tests {
     }
 
     #[test]
+    fn the_result_has_room_for_every_series_taken() {
+        let mut batch = Batch::new(100, 300);
+        batch.series("a").unwrap();
+        batch.series("b").unwrap();
+        assert!(matches!(
+            batch.series("c"),
+            Err(Error::Limit { limit: 300, .. })
+        ));
+    }
+
+    #[test]
     fn a_series_without_a_value_does_not_show() {
-        let mut batch = Batch::new(1);
+        let mut batch = Batch::new(1, 1000);
         batch.series("a").unwrap();
         assert!(batch.finish().is_empty());
     }

@@ -139,7 +139,9 @@ mod tests {
 
         #[test]
         fn nothing_is_ever_nan_and_the_mean_lies_between(
-            values in prop::collection::vec(prop::num::f64::NORMAL | prop::num::f64::SUBNORMAL | prop::num::f64::ZERO, 1..100),
+            values in prop::collection::vec(
+                prop::num::f64::NORMAL | prop::num::f64::SUBNORMAL | prop::num::f64::ZERO, 1..100,
+            ),
         ) {
             let moments = of(values);
             prop_assert!(!moments.sum().is_nan() && !moments.stddev().is_nan());

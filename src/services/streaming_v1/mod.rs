@@ -30,6 +30,11 @@ pub(super) fn routes(core: &Core) -> WithLive<StreamingServiceServer<V1>> {
     notifications::add(with_live, core)
 }
 
+/// A count as the wire has it.
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
 /// The service.
 pub(super) struct V1 {
     core: Core,

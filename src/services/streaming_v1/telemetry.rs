@@ -1,16 +1,126 @@
 //! `CollectMetrics`.
 
+use std::collections::BTreeMap;
+
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
-    proto::streaming::v1::{MetricData, MetricsCollectionResult},
-    services::Core,
+    core::{
+        Error, Name,
+        appender::Appended,
+        collect::{Collect, Kind, Reason, Refusal, Sample},
+    },
+    log::{NewRecord, Space, Topic, TraceContext},
+    proto::streaming::v1::{MetricData, MetricKind, MetricsCollectionResult},
+    services::{
+        Core,
+        intake::{Admission, intake},
+        points::{Point, nanos},
+    },
+    telemetry::trace,
 };
 
-#[allow(clippy::unused_async, reason = "not served yet")]
+use super::signed;
+
+/// The topic that accepted samples are published to.
+const TOPIC: &str = "metrics";
+
 pub(super) async fn collect(
-    _core: &Core,
-    _request: Request<Streaming<MetricData>>,
+    core: &Core,
+    request: Request<Streaming<MetricData>>,
 ) -> Result<Response<MetricsCollectionResult>, Status> {
-    Err(Status::unimplemented("not served yet"))
+    let mut side = Side {
+        topic: Topic::new(Space::Telemetry, TOPIC).map_err(|_| Status::internal("no topic"))?,
+        trace: trace::current(),
+        collect: core.collect.clone(),
+        first: None,
+    };
+    let counts = intake(core, request.into_inner(), &mut side).await?;
+    let first = side
+        .first
+        .map(|(index, why)| format!("sample {index}: {why}"));
+    Ok(Response::new(MetricsCollectionResult {
+        received: signed(counts.received),
+        accepted: signed(counts.accepted),
+        rejected: signed(counts.received - counts.accepted),
+        error_message: first.unwrap_or_default(),
+    }))
+}
+
+/// One stream of samples.
+struct Side {
+    topic: Topic,
+    trace: Option<TraceContext>,
+    collect: Collect,
+    /// The first refusal: conflicts of keys show later than what is wrong with a sample itself.
+    first: Option<(u64, String)>,
+}
+
+impl Admission for Side {
+    type In = MetricData;
+    type Taken = (u64, Sample);
+
+    fn admit(&mut self, index: u64, data: MetricData) -> Option<(Self::Taken, NewRecord)> {
+        match self.taken(data) {
+            Ok((sample, record)) => Some(((index, sample), record)),
+            Err(refusal) => {
+                self.refuse(index, &refusal);
+                None
+            }
+        }
+    }
+
+    fn settled(&mut self, (index, sample): Self::Taken, outcome: Result<Appended, Error>) {
+        match outcome {
+            // What repeats an earlier sample is shown already.
+            Ok(appended) if appended.is_duplicate => {}
+            Ok(_) => self.collect.show(sample),
+            Err(error) => self.refuse(index, &Refusal::new(Reason::Key, error.to_string())),
+        }
+    }
+}
+
+impl Side {
+    fn taken(&self, data: MetricData) -> Result<(Sample, NewRecord), Refusal> {
+        let kind = match MetricKind::try_from(data.kind) {
+            Ok(MetricKind::Gauge) => Kind::Gauge,
+            Ok(MetricKind::Counter) => Kind::Counter,
+            Err(_) => {
+                let text = format!("kind {} is not known", data.kind);
+                return Err(Refusal::new(Reason::Kind, text));
+            }
+        };
+        let timestamp = data.timestamp.map_or(Some(0), nanos).ok_or_else(|| {
+            Refusal::new(
+                Reason::Timestamp,
+                "timestamp must be a time from 1677 to 2262",
+            )
+        })?;
+        let key = match data.idempotency_key.as_str() {
+            "" => None,
+            key => Some(
+                Name::new(key)
+                    .map_err(|why| Refusal::new(Reason::Key, format!("idempotency_key {why}")))?,
+            ),
+        };
+        let mut metadata: BTreeMap<_, _> = data.labels.into_iter().collect();
+        let sample = Sample::new(&data.name, kind, &metadata, data.value)?;
+        self.collect.reserve(&sample)?;
+        metadata.insert("name".into(), data.name);
+        metadata.insert("kind".into(), kind.as_str().into());
+        let point = Point {
+            id: String::new(),
+            value: data.value,
+            timestamp,
+            metadata,
+        };
+        Ok((sample, point.record(&self.topic, key, self.trace)))
+    }
+
+    fn refuse(&mut self, index: u64, refusal: &Refusal) {
+        self.collect.refused(refusal.reason);
+        if self.first.as_ref().is_none_or(|(first, _)| index < *first) {
+            self.first = Some((index, refusal.to_string()));
+        }
+    }
 }

@@ -1,0 +1,651 @@
+//! Clients' telemetry as `/metrics` shows it.
+//!
+//! Owns the present value of every series that clients send. The samples themselves are records of the log; here is only
+//! what a scrape shows, in memory: gauges are empty and counters begin at zero after a restart, which Prometheus takes for
+//! the reset that it is.
+//!
+//! Bounds: `collect.max_series` series, each at most a name, [`MAX_LABELS`] labels and their texts; a series without a
+//! sample for `collect.series_ttl` is forgotten.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use prometheus::{
+    core::{Collector, Desc},
+    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
+};
+
+use crate::{config, log::Topic, telemetry::Metrics};
+
+/// Labels of one series at most.
+pub const MAX_LABELS: usize = 32;
+/// The longest label value in bytes; names are at most [`Topic::MAX_NAME_BYTES`].
+pub const MAX_LABEL_VALUE_BYTES: usize = 1024;
+/// What the names of this service's own metrics begin with, and of what Prometheus adds to every scrape.
+const RESERVED_PREFIXES: [&str; 5] = ["weir_", "grpc_", "process_", "tokio_", "scrape_"];
+/// Labels that mean something of their own in the exposition format.
+const RESERVED_LABELS: [&str; 2] = ["le", "quantile"];
+/// How often at most forgotten series are looked for when there seems to be no room.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// What kind of metric a sample is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A value that goes up and down; a sample replaces it.
+    Gauge,
+    /// Something that only grows; a sample is added to it.
+    Counter,
+}
+
+impl Kind {
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Gauge => "gauge",
+            Self::Counter => "counter",
+        }
+    }
+}
+
+/// Why a sample is refused; the closed set that labels `weir_collect_rejected_total`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// The metric's name.
+    Name,
+    /// The labels.
+    Labels,
+    /// The value.
+    Value,
+    /// Its kind is unknown, or another than the metric's.
+    Kind,
+    /// The time.
+    Timestamp,
+    /// The idempotency key, malformed or used for another sample.
+    Key,
+    /// There are as many series as there may be.
+    Limit,
+}
+
+impl Reason {
+    /// Its name in the metric.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Name => "name",
+            Self::Labels => "labels",
+            Self::Value => "value",
+            Self::Kind => "kind",
+            Self::Timestamp => "timestamp",
+            Self::Key => "key",
+            Self::Limit => "limit",
+        }
+    }
+}
+
+/// A refused sample: why, and in a sentence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    text: String,
+}
+
+impl Refusal {
+    /// Refused for `reason`, in words.
+    pub fn new(reason: Reason, text: impl Into<String>) -> Self {
+        let text = text.into();
+        Self { reason, text }
+    }
+}
+
+/// Names and values of labels, in the order of their names; none is empty.
+type Labels = Box<[(Box<str>, Box<str>)]>;
+
+/// A sample that Prometheus would take.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sample {
+    name: Box<str>,
+    kind: Kind,
+    labels: Labels,
+    value: f64,
+}
+
+impl Sample {
+    /// Checks a sample. A label with an empty value is as good as none, as in Prometheus.
+    ///
+    /// # Errors
+    /// The name is not `[a-zA-Z_:][a-zA-Z0-9_:]*`, too long, or the service's own; a label's name is not
+    /// `[a-zA-Z_][a-zA-Z0-9_]*` or reserved, or there are too many or too long ones; the increase of a counter is negative
+    /// or not finite.
+    pub fn new(
+        name: &str,
+        kind: Kind,
+        labels: &BTreeMap<String, String>,
+        value: f64,
+    ) -> Result<Self, Refusal> {
+        check_name(name)?;
+        if kind == Kind::Counter && !(value.is_finite() && value >= 0.0) {
+            return Err(Refusal::new(
+                Reason::Value,
+                "value must be finite and not negative: it is the increase of a counter",
+            ));
+        }
+        let labels: Labels = labels
+            .iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
+            .collect();
+        check_labels(&labels)?;
+        Ok(Self {
+            name: name.into(),
+            kind,
+            labels,
+            value,
+        })
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Refusal> {
+    let refuse = |text: &str| Err(Refusal::new(Reason::Name, text));
+    if name.trim().is_empty() {
+        return refuse("name is required");
+    }
+    if name.len() > Topic::MAX_NAME_BYTES {
+        return refuse("name must be at most 256 bytes");
+    }
+    if !is_identifier(name, b":") {
+        return refuse("name must match [a-zA-Z_:][a-zA-Z0-9_:]*");
+    }
+    if name == "up"
+        || RESERVED_PREFIXES
+            .iter()
+            .any(|prefix| name.starts_with(prefix))
+    {
+        return refuse(
+            "name is taken: up and what begins with weir_, grpc_, process_, tokio_ or scrape_",
+        );
+    }
+    Ok(())
+}
+
+fn check_labels(labels: &[(Box<str>, Box<str>)]) -> Result<(), Refusal> {
+    let refuse = |text: String| Err(Refusal::new(Reason::Labels, text));
+    if labels.len() > MAX_LABELS {
+        return refuse(format!("labels must be at most {MAX_LABELS}"));
+    }
+    for (name, value) in labels {
+        if name.len() > Topic::MAX_NAME_BYTES || value.len() > MAX_LABEL_VALUE_BYTES {
+            return refuse(format!(
+                "labels must have names of at most 256 bytes and values of at most {MAX_LABEL_VALUE_BYTES}"
+            ));
+        }
+        if !is_identifier(name, b"") {
+            return refuse("labels must have names that match [a-zA-Z_][a-zA-Z0-9_]*".into());
+        }
+        if name.starts_with("__") || RESERVED_LABELS.contains(&&**name) {
+            return refuse(format!(
+                "labels must not be called {name}: that name is reserved"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether `text` is letters, digits, `_` and what is in `more`, and does not begin with a digit.
+fn is_identifier(text: &str, more: &[u8]) -> bool {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || more.contains(&byte);
+    text.bytes().all(is_part)
+        && text
+            .bytes()
+            .next()
+            .is_some_and(|first| !first.is_ascii_digit())
+}
+
+/// The telemetry of all clients. Cheap to clone.
+#[derive(Clone)]
+pub struct Collect(Arc<Inner>);
+
+struct Inner {
+    state: Mutex<State>,
+    metrics: Metrics,
+    /// The number of series, which is a metric of the service itself.
+    desc: Desc,
+}
+
+struct State {
+    max_series: usize,
+    ttl: Duration,
+    families: BTreeMap<Box<str>, Family>,
+    count: usize,
+    swept: Option<Instant>,
+}
+
+struct Family {
+    kind: Kind,
+    series: HashMap<Labels, Series>,
+}
+
+struct Series {
+    /// `None` while its first sample is on its way into the log.
+    value: Option<f64>,
+    touched: Instant,
+}
+
+impl Collect {
+    /// No series yet; shown by the registry of `metrics` from now on.
+    ///
+    /// # Errors
+    /// The registry shows another's series already: a programming error.
+    pub fn new(settings: &config::Collect, metrics: &Metrics) -> prometheus::Result<Self> {
+        let collect = Self(Arc::new(Inner {
+            state: Mutex::new(State::new(settings)),
+            metrics: metrics.clone(),
+            desc: Desc::new(
+                "weir_collect_series".into(),
+                "Series of clients' telemetry held for /metrics.".into(),
+                Vec::new(),
+                HashMap::new(),
+            )?,
+        }));
+        metrics.registry().register(Box::new(collect.clone()))?;
+        Ok(collect)
+    }
+
+    /// Takes a place for the sample's series, so that the sample can be shown once it is stored.
+    ///
+    /// # Errors
+    /// Its metric is of another kind, or there are as many series as there may be.
+    pub fn reserve(&self, sample: &Sample) -> Result<(), Refusal> {
+        self.0.lock().reserve(sample, Instant::now())
+    }
+
+    /// Shows a sample that is stored. For one that only repeats an earlier one this must not be called.
+    pub fn show(&self, sample: Sample) {
+        self.0.lock().show(sample, Instant::now());
+    }
+
+    /// Counts a refused sample.
+    pub fn refused(&self, reason: Reason) {
+        let rejected = &self.0.metrics.collect_rejected;
+        rejected.with_label_values(&[reason.as_str()]).inc();
+    }
+}
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn new(settings: &config::Collect) -> Self {
+        Self {
+            max_series: settings.max_series,
+            ttl: settings.series_ttl,
+            families: BTreeMap::new(),
+            count: 0,
+            swept: None,
+        }
+    }
+
+    fn reserve(&mut self, sample: &Sample, now: Instant) -> Result<(), Refusal> {
+        self.place(sample, now).or_else(|refusal| {
+            // What is forgotten may have stood in the way.
+            let is_due = self
+                .swept
+                .is_none_or(|swept| now.saturating_duration_since(swept) >= SWEEP);
+            if !is_due {
+                return Err(refusal);
+            }
+            self.sweep(now);
+            self.place(sample, now)
+        })
+    }
+
+    /// Finds or makes the sample's series.
+    fn place(&mut self, sample: &Sample, now: Instant) -> Result<(), Refusal> {
+        if let Some(family) = self.families.get_mut(&sample.name) {
+            if family.kind != sample.kind {
+                let text = format!(
+                    "kind must be {}, as before",
+                    family.kind.as_str().to_uppercase()
+                );
+                return Err(Refusal::new(Reason::Kind, text));
+            }
+            if let Some(series) = family.series.get_mut(&sample.labels) {
+                series.touched = now;
+                return Ok(());
+            }
+        }
+        if self.count >= self.max_series {
+            let text = format!(
+                "series of clients' telemetry are limited to {}",
+                self.max_series
+            );
+            return Err(Refusal::new(Reason::Limit, text));
+        }
+        self.count += 1;
+        let family = self.families.entry(sample.name.clone());
+        let family = family.or_insert_with(|| Family {
+            kind: sample.kind,
+            series: HashMap::new(),
+        });
+        let fresh = Series {
+            value: None,
+            touched: now,
+        };
+        family.series.insert(sample.labels.clone(), fresh);
+        Ok(())
+    }
+
+    fn show(&mut self, sample: Sample, now: Instant) {
+        // Its place may have been forgotten while it was stored; then there may be no other.
+        if self.place(&sample, now).is_err() {
+            return;
+        }
+        let family = self.families.get_mut(&sample.name);
+        let Some(series) = family.and_then(|family| family.series.get_mut(&sample.labels)) else {
+            return;
+        };
+        series.value = Some(match sample.kind {
+            Kind::Gauge => sample.value,
+            Kind::Counter => (series.value.unwrap_or(0.0) + sample.value).min(f64::MAX),
+        });
+    }
+
+    /// Forgets series without a sample for too long.
+    fn sweep(&mut self, now: Instant) {
+        self.swept = Some(now);
+        let ttl = self.ttl;
+        self.families.retain(|_, family| {
+            family
+                .series
+                .retain(|_, series| now.saturating_duration_since(series.touched) < ttl);
+            !family.series.is_empty()
+        });
+        self.count = self
+            .families
+            .values()
+            .map(|family| family.series.len())
+            .sum();
+    }
+
+    fn families(&self) -> Vec<MetricFamily> {
+        self.families
+            .iter()
+            .filter_map(|(name, family)| family.shown(name))
+            .collect()
+    }
+}
+
+impl Family {
+    /// What a scrape shows of it, if anything.
+    fn shown(&self, name: &str) -> Option<MetricFamily> {
+        let shown = self
+            .series
+            .iter()
+            .filter_map(|(labels, series)| Some(metric(self.kind, labels, series.value?)));
+        let shown: Vec<_> = shown.collect();
+        (!shown.is_empty()).then(|| family(name, "Collected from clients.", self.kind, shown))
+    }
+}
+
+impl Collector for Collect {
+    fn desc(&self) -> Vec<&Desc> {
+        vec![&self.0.desc]
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "far below 2^53")]
+    fn collect(&self) -> Vec<MetricFamily> {
+        let mut state = self.0.lock();
+        state.sweep(Instant::now());
+        let mut families = state.families();
+        let count = metric(Kind::Gauge, &[], state.count as f64);
+        let desc = &self.0.desc;
+        families.push(family(&desc.fq_name, &desc.help, Kind::Gauge, vec![count]));
+        families
+    }
+}
+
+fn family(name: &str, help: &str, kind: Kind, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.into());
+    family.set_help(help.into());
+    family.set_field_type(match kind {
+        Kind::Gauge => MetricType::GAUGE,
+        Kind::Counter => MetricType::COUNTER,
+    });
+    family.set_metric(metrics);
+    family
+}
+
+fn metric(kind: Kind, labels: &[(Box<str>, Box<str>)], value: f64) -> Metric {
+    let pair = |(name, value): &(Box<str>, Box<str>)| {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_string());
+        pair.set_value(value.to_string());
+        pair
+    };
+    let mut metric = Metric::from_label(labels.iter().map(pair).collect());
+    match kind {
+        Kind::Gauge => {
+            let mut gauge = Gauge::default();
+            gauge.set_value(value);
+            metric.set_gauge(gauge);
+        }
+        Kind::Counter => {
+            let mut counter = Counter::default();
+            counter.set_value(value);
+            metric.set_counter(counter);
+        }
+    }
+    metric
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus::TextEncoder;
+
+    use super::*;
+
+    const TTL: Duration = Duration::from_secs(60);
+
+    fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let pairs = pairs.iter();
+        pairs
+            .map(|(name, value)| ((*name).into(), (*value).into()))
+            .collect()
+    }
+
+    fn sample(name: &str, kind: Kind, pairs: &[(&str, &str)], value: f64) -> Sample {
+        Sample::new(name, kind, &labels(pairs), value).unwrap()
+    }
+
+    fn state(max_series: usize) -> State {
+        State::new(&config::Collect {
+            max_series,
+            series_ttl: TTL,
+        })
+    }
+
+    fn text(state: &State) -> String {
+        TextEncoder::new()
+            .encode_to_string(&state.families())
+            .unwrap()
+    }
+
+    fn stored(state: &mut State, sample: Sample, now: Instant) -> Result<(), Reason> {
+        state
+            .reserve(&sample, now)
+            .map_err(|refusal| refusal.reason)?;
+        state.show(sample, now);
+        Ok(())
+    }
+
+    #[test]
+    fn a_gauge_is_replaced_and_a_counter_grows() {
+        let (mut state, now) = (state(10), Instant::now());
+        for value in [5.0, 3.0] {
+            let pairs = [("host", "a\"\n\\b")];
+            stored(&mut state, sample("heat", Kind::Gauge, &pairs, value), now).unwrap();
+            stored(
+                &mut state,
+                sample("hits_total", Kind::Counter, &[], value),
+                now,
+            )
+            .unwrap();
+        }
+        let text = text(&state);
+        assert!(text.contains("heat{host=\"a\\\"\\n\\\\b\"} 3\n"), "{text}");
+        assert!(
+            text.contains("# TYPE hits_total counter\nhits_total 8\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_reserved_series_shows_nothing_before_it_is_stored() {
+        let (mut state, now) = (state(1), Instant::now());
+        state
+            .reserve(&sample("heat", Kind::Gauge, &[], 1.0), now)
+            .unwrap();
+        assert_eq!(text(&state), "");
+        let other = state.reserve(&sample("cold", Kind::Gauge, &[], 1.0), now);
+        assert_eq!(other.unwrap_err().reason, Reason::Limit);
+    }
+
+    #[test]
+    fn series_are_limited_and_forgotten() {
+        let (mut state, begin) = (state(2), Instant::now());
+        let later = begin + TTL / 2;
+        stored(&mut state, sample("a", Kind::Gauge, &[], 1.0), begin).unwrap();
+        stored(&mut state, sample("b", Kind::Gauge, &[], 1.0), later).unwrap();
+        let third = sample("c", Kind::Counter, &[], 1.0);
+        assert_eq!(stored(&mut state, third.clone(), later), Err(Reason::Limit));
+        // A known series goes on however many there are.
+        stored(&mut state, sample("b", Kind::Gauge, &[], 2.0), later).unwrap();
+        stored(&mut state, third, begin + TTL).unwrap();
+        let text = text(&state);
+        assert!(
+            text.contains("\nb 2\n") && text.contains("\nc 1\n") && !text.contains("\na "),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_metric_keeps_its_kind_until_it_is_forgotten() {
+        let (mut state, begin) = (state(2), Instant::now());
+        stored(&mut state, sample("a", Kind::Gauge, &[], 1.0), begin).unwrap();
+        let other = sample("a", Kind::Counter, &[("x", "y")], 1.0);
+        assert_eq!(stored(&mut state, other.clone(), begin), Err(Reason::Kind));
+        stored(&mut state, other, begin + TTL).unwrap();
+        assert_eq!(state.count, 1);
+    }
+
+    #[test]
+    fn labels_may_differ_and_empty_ones_are_none() {
+        let (mut state, now) = (state(10), Instant::now());
+        stored(&mut state, sample("a", Kind::Gauge, &[("x", "")], 1.0), now).unwrap();
+        stored(&mut state, sample("a", Kind::Gauge, &[], 2.0), now).unwrap();
+        stored(
+            &mut state,
+            sample("a", Kind::Gauge, &[("x", "1"), ("y", "2")], 3.0),
+            now,
+        )
+        .unwrap();
+        assert_eq!(state.count, 2);
+        assert!(
+            text(&state).contains("a 2\na{x=\"1\",y=\"2\"} 3\n")
+                || text(&state).contains("a{x=\"1\",y=\"2\"} 3\na 2\n")
+        );
+    }
+
+    #[test]
+    fn names_and_labels_are_those_of_prometheus() {
+        let reason = |name: &str, pairs: &[(&str, &str)]| {
+            let made = Sample::new(name, Kind::Gauge, &labels(pairs), f64::NAN);
+            made.err().map(|refusal| refusal.reason)
+        };
+        for good in ["a", "_a:B9", ":x", "weird", "updates"] {
+            assert_eq!(reason(good, &[("_a9", "ü\n")]), None, "{good}");
+        }
+        let long = "x".repeat(257);
+        let bad = [
+            "",
+            " ",
+            "9a",
+            "a-b",
+            "ä",
+            "a b",
+            "a\n",
+            "weir_x",
+            "grpc_x",
+            "process_x",
+            "tokio_x",
+            "up",
+            "scrape_x",
+            &long,
+        ];
+        for bad in bad {
+            assert_eq!(reason(bad, &[]), Some(Reason::Name), "{bad}");
+        }
+        let long_value = "v".repeat(1025);
+        for (name, value) in [
+            ("", "v"),
+            ("a:b", "v"),
+            ("__name__", "v"),
+            ("le", "v"),
+            ("9", "v"),
+            (&long, "v"),
+            ("a", &long_value),
+        ] {
+            assert_eq!(
+                reason("a", &[(name, value)]),
+                Some(Reason::Labels),
+                "{name}"
+            );
+        }
+        let many: BTreeMap<_, _> = (0..33)
+            .map(|number| (format!("l{number}"), "v".to_owned()))
+            .collect();
+        assert_eq!(
+            Sample::new("a", Kind::Gauge, &many, 1.0)
+                .unwrap_err()
+                .reason,
+            Reason::Labels
+        );
+    }
+
+    #[test]
+    fn a_counter_grows_by_finite_amounts() {
+        for bad in [-1.0, f64::NAN, f64::INFINITY] {
+            let refusal = Sample::new("a", Kind::Counter, &labels(&[]), bad).unwrap_err();
+            assert_eq!(refusal.reason, Reason::Value);
+        }
+    }
+
+    /// So that no client can send what looks like the service's own.
+    #[test]
+    fn every_metric_of_the_service_has_a_reserved_prefix() {
+        let metrics = Metrics::new();
+        let settings = config::Collect::default();
+        let _collect = Collect::new(&settings, &metrics).unwrap();
+        metrics.collect_rejected.with_label_values(&["name"]).inc();
+        let gathered = metrics.registry().gather();
+        let names: Vec<_> = gathered.iter().map(|family| family.name()).collect();
+        assert!(names.contains(&"weir_collect_series"), "{names:?}");
+        for name in names {
+            assert!(
+                RESERVED_PREFIXES
+                    .iter()
+                    .any(|prefix| name.starts_with(prefix)),
+                "{name}"
+            );
+        }
+    }
+}
