@@ -9,12 +9,14 @@
 )]
 
 mod admin;
+mod batch;
 mod calls;
 mod chat;
 mod chat_metrics;
 mod chat_session;
 mod chat_upload;
 mod cli;
+mod collect;
 mod config;
 mod core_model;
 mod disk;
@@ -25,6 +27,7 @@ mod health;
 mod helloworld;
 mod hub;
 mod kill9;
+mod live_data;
 mod log_conformance;
 mod log_embedded;
 mod log_model;
