@@ -8,7 +8,9 @@ use super::{
     hub::{Merged, Start, Subscription, View},
 };
 use crate::{
-    log::{Bounds, Engine, Limit, NewRecord, Page, Record, Sequence, Space, Timestamp, Topic},
+    log::{
+        self, Bounds, Engine, Limit, NewRecord, Page, Record, Sequence, Space, Timestamp, Topic,
+    },
     telemetry::Traces,
 };
 
@@ -78,16 +80,32 @@ impl Topics {
         Merged::new(self.hub.clone())
     }
 
-    /// Follows several topics as one, in the order of the log. More can be added later.
+    /// Follows several topics as one, in the order of the log. More can be added later. A live start is one position for
+    /// all, the log's tail, so that resuming from there brings nothing that was before it in any topic.
     ///
     /// # Errors
-    /// As [`Self::subscribe`].
+    /// The start is trimmed or beyond the tail, or what the log reports. Of several topics that are trimmed there, the error
+    /// names the position from which all can be followed.
     pub async fn merge(&self, topics: &[Topic], start: Start) -> Result<Merged, Error> {
+        let start = match (start, topics) {
+            (Start::Live, [first, _, ..]) => {
+                let tail = self.bounds(first).await?.tail;
+                Start::After(Sequence(tail.0.saturating_sub(1)))
+            }
+            _ => start,
+        };
         let mut merged = self.merged();
+        let mut trimmed = None;
         for topic in topics {
-            merged.add(topic, start).await?;
+            match merged.add(topic, start).await {
+                Err(log::Error::Trimmed { first }) => trimmed = trimmed.max(Some(first)),
+                added => added?,
+            }
         }
-        Ok(merged)
+        match trimmed {
+            Some(first) => Err(log::Error::Trimmed { first }.into()),
+            None => Ok(merged),
+        }
     }
 
     /// A page of retained records; see [`Engine::read`].
@@ -116,9 +134,7 @@ impl Topics {
                 .records
                 .into_iter()
                 .find(|record| record.sequence == sequence)),
-            Err(crate::log::Error::Trimmed { .. } | crate::log::Error::BeyondTail { .. }) => {
-                Ok(None)
-            }
+            Err(log::Error::Trimmed { .. } | log::Error::BeyondTail { .. }) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

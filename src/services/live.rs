@@ -14,6 +14,7 @@ use std::{
 };
 
 use bytes::{BufMut as _, Bytes, BytesMut};
+use futures::future::Either;
 use http::{HeaderMap, Request, Response, header};
 use http_body::Frame;
 use tonic::{Status, Streaming, body::Body, codec::Codec as _, server::NamedService};
@@ -39,12 +40,19 @@ const SAMPLE: u32 = 16;
 
 /// Appends `message` to `out` as one gRPC frame.
 pub(super) fn frame(message: &impl prost::Message, out: &mut BytesMut) {
-    let length = message.encoded_len();
+    frame_with(message, &[], out);
+}
+
+/// Appends one gRPC frame: `message`, and `fields` of the same type that are encoded already. Fields of a message may come in
+/// any order.
+pub(super) fn frame_with(message: &impl prost::Message, fields: &[u8], out: &mut BytesMut) {
+    let length = message.encoded_len() + fields.len();
     out.reserve(PREFIX_BYTES + length);
     out.put_u8(0);
     // Messages are limited to far less than 4 GiB on their way in.
     out.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
     message.encode_raw(out);
+    out.put_slice(fields);
 }
 
 /// A subscription on its way to a client.
@@ -57,7 +65,7 @@ pub(super) struct Live<S> {
 
 /// Framed messages as they become due.
 pub(super) trait Source: Send + Unpin + 'static {
-    /// The next frames; waits for some.
+    /// The next frames; waits for some. A batch without records only moves the cursor.
     fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<Batch<Bytes>, Error>>;
 
     /// The position of the next record: a client resumes after what lies before it.
@@ -87,26 +95,39 @@ where
     F: FnMut(&Topic, &Record, &mut BytesMut) -> bool + Send + Unpin + 'static,
 {
     fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<Batch<Bytes>, Error>> {
-        loop {
-            let news = ready!(self.merged.poll_next(cx))?;
-            let mut data = BytesMut::new();
-            let mut records = 0;
-            for (topic, record) in &news {
-                records += usize::from((self.encode)(topic, record, &mut data));
-            }
-            if records > 0 {
-                return Poll::Ready(Ok(Batch {
-                    data: data.freeze(),
-                    records,
-                    // Some may have come from the log, old by their reader's pace.
-                    newest: None,
-                }));
-            }
+        let news = ready!(self.merged.poll_next(cx))?;
+        let mut data = BytesMut::new();
+        let mut records = 0;
+        for (topic, record) in &news {
+            records += usize::from((self.encode)(topic, record, &mut data));
         }
+        Poll::Ready(Ok(Batch {
+            data: data.freeze(),
+            records,
+            // Some may have come from the log, old by their reader's pace.
+            newest: None,
+        }))
     }
 
     fn cursor(&self) -> Sequence {
         self.merged.cursor()
+    }
+}
+
+/// One of two, as the request asks.
+impl<A: Source, B: Source> Source for Either<A, B> {
+    fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<Batch<Bytes>, Error>> {
+        match self {
+            Self::Left(source) => source.poll_frames(cx),
+            Self::Right(source) => source.poll_frames(cx),
+        }
+    }
+
+    fn cursor(&self) -> Sequence {
+        match self {
+            Self::Left(source) => source.cursor(),
+            Self::Right(source) => source.cursor(),
+        }
     }
 }
 
@@ -318,6 +339,13 @@ impl<S: Source> http_body::Body for LiveBody<S> {
             this.handed_over = None;
         }
         match ready!(polled) {
+            Ok(batch) if batch.records == 0 => {
+                // Nothing of it is for this subscriber, but it has seen it: it must not resume before what is gone by then.
+                this.moved();
+                // Others of the connection come first, so that a long history nobody gets does not hold them up.
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
             Ok(batch) => {
                 this.waited();
                 this.time(batch.newest);

@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll},
 };
 
-use super::{Hub, Records, Start, Subscription};
+use super::{Hub, Records, SLICE_BYTES, Start, Subscription};
 use crate::log::{Error, Record, Sequence, Topic};
 
 /// Records of one batch at most.
@@ -144,7 +144,8 @@ impl Merged {
     /// What can be delivered now.
     fn take(&mut self) -> Vec<(Topic, Arc<Record>)> {
         let mut batch = Vec::new();
-        while batch.len() < BATCH {
+        let mut bytes = 0;
+        while batch.len() < BATCH && bytes < SLICE_BYTES {
             // A silent topic that is known up to exactly the next record has nothing before it.
             let next = self
                 .parts
@@ -156,6 +157,7 @@ impl Merged {
                 break;
             };
             self.cursor = self.cursor.max(record.sequence.next());
+            bytes += record.payload.len();
             batch.push((part.subscription.topic().clone(), record));
         }
         batch
