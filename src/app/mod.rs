@@ -16,7 +16,7 @@ use crate::{
     config::Config,
     log::OpenError,
     net,
-    telemetry::{Metrics, Traces},
+    telemetry::{Lines, Metrics, Traces},
 };
 
 /// An instance with its ports taken.
@@ -24,6 +24,7 @@ pub struct App {
     config: Config,
     metrics: Metrics,
     traces: Traces,
+    lines: Lines,
     grpc: Vec<TcpListener>,
     http: TcpListener,
     admin: TcpListener,
@@ -78,11 +79,11 @@ pub enum Error {
 }
 
 impl App {
-    /// Takes every port.
+    /// Takes every port. `lines` are the process's log lines, for the topic `logs`.
     ///
     /// # Errors
     /// [`Error::Bind`] names the first address that cannot be taken.
-    pub fn bind(config: Config, traces: Traces) -> Result<Self, Error> {
+    pub fn bind(config: Config, traces: Traces, lines: Lines) -> Result<Self, Error> {
         let listen = |address, key| {
             net::bind(address).map_err(|source| Error::Bind {
                 address,
@@ -101,6 +102,7 @@ impl App {
             admin: listen(server.admin, "server.admin")?,
             metrics: Metrics::new(),
             traces,
+            lines,
             started: Instant::now(),
             config,
         })

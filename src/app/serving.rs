@@ -1,6 +1,9 @@
 //! An instance that listens: recovery, background tasks, drain.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     runtime::Handle,
@@ -22,6 +25,10 @@ use crate::{
         Hub, Signals, Topics,
         canary::Canary,
         collect::Collect,
+        feeds::{
+            Feeds, Happening,
+            own::{self, OwnFeeds},
+        },
         instance::Instance,
         readiness::{Condition, Readiness},
         rooms::Rooms,
@@ -29,12 +36,15 @@ use crate::{
     log::{self, Engine, Health},
     net::{Acceptor, Closing, Settings},
     services::{self, Core},
-    telemetry::{self, Metrics, Traces},
+    telemetry::{self, Lines, Metrics, Traces},
     web,
 };
 
 /// The health name that stays SERVING while the process lives: restarting a draining or waiting instance helps nobody.
 const LIVENESS: &str = "liveness";
+
+/// How long the last event may take to be stored.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// An instance whose listeners run.
 pub(super) struct Serving {
@@ -50,6 +60,8 @@ pub(super) struct Serving {
     connections: TaskTracker,
     admin: Closing,
     engine: OnceCell<Arc<dyn Engine>>,
+    feeds: OnceCell<Arc<OwnFeeds>>,
+    lines: Lines,
     started: Instant,
 }
 
@@ -60,6 +72,7 @@ impl Serving {
             config,
             metrics,
             traces,
+            lines,
             grpc,
             http,
             admin,
@@ -87,6 +100,8 @@ impl Serving {
             connections: TaskTracker::new(),
             admin: Closing::default(),
             engine: OnceCell::new(),
+            feeds: OnceCell::new(),
+            lines,
             config,
             metrics,
             traces,
@@ -150,7 +165,20 @@ impl Serving {
             self.traces.clone(),
         );
         let topics = Topics::new(Arc::clone(engine), hub.clone(), self.traces.clone());
+        let own = Arc::new(OwnFeeds::new(
+            Arc::clone(engine),
+            self.config.feeds.clone(),
+            self.instance.clone(),
+            self.metrics.clone(),
+            self.lines.clone(),
+        ));
+        let own = self.feeds.get_or_init(|| async { own }).await;
+        own.sender().event(
+            Happening::Started,
+            &[("version", env!("CARGO_PKG_VERSION"))],
+        );
         let core = Core {
+            feeds: Feeds::new(topics.clone(), own.sender()),
             rooms: Rooms::new(topics.clone()),
             topics,
             signals: Signals::new(self.metrics.clone()),
@@ -161,14 +189,14 @@ impl Serving {
             metrics: self.metrics.clone(),
         };
         self.gate.open(&core);
-        let tasks = self.core_tasks(engine, hub);
+        let tasks = self.core_tasks(engine, hub, own);
         self.readiness.clear(Condition::Recovering);
         let recovered = self.started.elapsed().as_secs_f64();
         self.metrics.recovery_secs.set(recovered);
         Ok(tasks)
     }
 
-    fn core_tasks(&self, engine: &Arc<dyn Engine>, hub: Hub) -> CoreTasks {
+    fn core_tasks(&self, engine: &Arc<dyn Engine>, hub: Hub, own: &Arc<OwnFeeds>) -> CoreTasks {
         let mut tasks = JoinSet::new();
         let canary = Canary::new(
             Arc::clone(engine),
@@ -183,7 +211,10 @@ impl Serving {
         tasks.spawn(follow_readiness(
             self.readiness.clone(),
             self.reporter.clone(),
+            own.sender(),
         ));
+        let own = Arc::clone(own);
+        tasks.spawn(async move { own.run().await });
         let streams = self.streams.clone();
         tasks.spawn(async move { streams.age().await });
         CoreTasks(tasks)
@@ -206,6 +237,7 @@ impl Serving {
         self.readiness.fail(Condition::Draining, "");
         self.report(false).await;
         let gentle = async {
+            self.tell(Happening::Draining).await;
             sleep(delay).await;
             self.closing.accept.cancel();
             self.closing.goaway.cancel();
@@ -225,11 +257,24 @@ impl Serving {
         self.connections.close();
         self.connections.wait().await;
         if let Some(engine) = self.engine.get() {
+            // A log that does not answer does not hold up the end.
+            let last = tokio::time::timeout(LAST_WORDS, self.tell(Happening::Stopped));
+            let _ = last.await;
             engine.close().await;
         }
         self.admin.accept.cancel();
         self.admin.abort.cancel();
         tracing::info!("drained");
+    }
+}
+
+impl Serving {
+    /// Tells the topic `events`, and returns when that is durable.
+    async fn tell(&self, happening: Happening) {
+        if let Some(own) = self.feeds.get() {
+            own.sender().event(happening, &[]);
+            own.flush().await;
+        }
     }
 }
 
@@ -264,7 +309,7 @@ async fn follow_log(mut health: tokio::sync::watch::Receiver<Health>, readiness:
 }
 
 /// grpc.health.v1 follows readiness.
-async fn follow_readiness(readiness: Readiness, reporter: HealthReporter) {
+async fn follow_readiness(readiness: Readiness, reporter: HealthReporter, events: own::Sender) {
     let mut ready = readiness.watch();
     // Nobody is ready before recovery: that is no news.
     let mut was_ready = false;
@@ -272,8 +317,15 @@ async fn follow_readiness(readiness: Readiness, reporter: HealthReporter) {
         let is_ready = *ready.borrow_and_update();
         report(&reporter, is_ready).await;
         match (was_ready, is_ready) {
-            (false, true) => tracing::info!("ready"),
-            (true, false) => tracing::warn!(reasons = ?readiness.reasons(), "not ready"),
+            (false, true) => {
+                tracing::info!("ready");
+                events.event(Happening::Ready, &[]);
+            }
+            (true, false) => {
+                let reasons = readiness.reasons();
+                tracing::warn!(?reasons, "not ready");
+                events.event(Happening::NotReady, &[("reasons", &reasons.join("; "))]);
+            }
             (true, true) | (false, false) => {}
         }
         was_ready = is_ready;

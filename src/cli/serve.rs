@@ -49,7 +49,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let guard = telemetry::init(&config.telemetry, &config.server.instance_id)
         .map_err(|error| Failure::failed(error.to_string()))?;
     let engine = config.log.engine;
-    let app = App::bind(config, guard.traces()).map_err(failed)?;
+    let app = App::bind(config, guard.traces(), guard.lines()).map_err(failed)?;
     greet(&app.addresses()?, engine, &sources)?;
     let shutdown = Shutdown::default();
     let signals = tokio::spawn(watch(signals()?, shutdown.clone()));

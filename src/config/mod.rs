@@ -24,7 +24,7 @@ pub use problem::{Problem, Problems};
 pub use render::to_toml;
 pub use section::{Entry, entries};
 pub use settings::{
-    Canary, Config, Cors, Drain, EngineKind, Hub, Limits, Log, LogFormat, Retention,
+    Canary, Config, Cors, Drain, EngineKind, Feeds, Hub, Limits, Log, LogFormat, Retention,
     RetentionBySpace, Server, Telemetry,
 };
 pub use settings::{Collect, Processing};

@@ -55,6 +55,8 @@ section! {
         pub collect: Collect = Collect::default();
         /// Shared documents.
         pub documents: Documents = Documents::default();
+        /// What the service tells of itself.
+        pub feeds: Feeds = Feeds::default();
         /// How the instance stops.
         pub drain: Drain = Drain::default();
         /// The end-to-end probe.
@@ -305,6 +307,15 @@ section! {
         pub max_size: ByteSize = ByteSize::mib(8), in ByteSize::kib(1)..;
         /// Updates after which a document is stored as one.
         pub compact_after: usize = 500, in 1..=1_000_000;
+    }
+}
+
+section! {
+    /// What the service tells of itself: the data topics `metrics`, `events` and `logs`.
+    pub struct Feeds {
+        /// How often it is measured and stored.
+        #[serde(with = "humantime_serde")]
+        pub interval: Duration = millis(500), in millis(10)..=secs(1);
     }
 }
 

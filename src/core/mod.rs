@@ -7,6 +7,7 @@ pub mod appender;
 pub mod canary;
 pub mod collect;
 mod error;
+pub mod feeds;
 pub mod hub;
 pub mod instance;
 mod machine;
@@ -18,6 +19,7 @@ mod topics;
 
 pub use appender::{Appender, Pipeline};
 pub use error::{Error, ErrorCode, Violation};
+pub use feeds::Feeds;
 pub use hub::Hub;
 pub use instance::Instance;
 pub use readiness::Readiness;

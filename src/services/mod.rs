@@ -21,7 +21,7 @@ use tonic::service::Routes;
 use crate::{
     call::Methods,
     config::{Limits, Processing},
-    core::{Signals, Topics, collect::Collect, instance::Instance, rooms::Rooms},
+    core::{Feeds, Signals, Topics, collect::Collect, instance::Instance, rooms::Rooms},
     proto,
     telemetry::Metrics,
 };
@@ -39,6 +39,8 @@ pub struct Core {
     pub topics: Topics,
     /// What happens now and is not stored.
     pub signals: Signals,
+    /// Events, notifications and data.
+    pub feeds: Feeds,
     /// The rooms.
     pub rooms: Rooms,
     /// This instance's own measurements.

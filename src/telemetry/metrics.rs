@@ -86,6 +86,8 @@ pub struct Metrics {
     pub signals_dropped: IntCounterVec,
     /// Samples of clients' telemetry refused, by `reason`.
     pub collect_rejected: IntCounterVec,
+    /// Points of the service's own feeds that were dropped, by `feed`.
+    pub feed_dropped: IntCounterVec,
     /// Open connections.
     pub connections_active: IntGauge,
     /// Connections closed by the server, by `reason`.
@@ -222,6 +224,11 @@ impl Metrics {
                 "weir_collect_rejected_total",
                 "Samples of clients' telemetry refused: name, labels, value, kind, timestamp, key or limit (of series).",
                 &["reason"],
+            ),
+            feed_dropped: make.counters(
+                "weir_feed_dropped_total",
+                "Points of the topics metrics, events and logs that were dropped: too many waited, or the log refused them.",
+                &["feed"],
             ),
             connections_active: make.gauge("weir_connections_active", "Connections open now."),
             connections_refused: make.counters(

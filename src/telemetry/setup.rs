@@ -17,7 +17,9 @@ use tracing_subscriber::{
 };
 
 use super::{
-    export, lines,
+    export, line_feed,
+    line_feed::{LineFeed, Lines},
+    lines,
     trace::{self, Traces},
 };
 use crate::config::{self, LogFormat};
@@ -44,6 +46,7 @@ pub enum Error {
 pub struct Guard {
     provider: SdkTracerProvider,
     traces: Traces,
+    lines: Lines,
 }
 
 impl Guard {
@@ -51,6 +54,12 @@ impl Guard {
     #[must_use]
     pub fn traces(&self) -> Traces {
         self.traces.clone()
+    }
+
+    /// The log lines on their way to the topic `logs`.
+    #[must_use]
+    pub fn lines(&self) -> Lines {
+        self.lines.clone()
     }
 
     /// Exports the spans that ended, waiting `timeout` at most, so that a collector that is down holds nothing up. False when
@@ -100,16 +109,22 @@ where
         .with_filter(filter(is_trace_span, LevelFilter::INFO));
     let lines = lines(settings.log_format, writer, colours)
         .with_filter(level.and(filter(is_for_lines, LevelFilter::TRACE)));
+    // What the operator sees is what the topic gets.
+    let level = EnvFilter::try_new(&settings.log_level)?;
+    let (feed, waiting) = LineFeed::new();
+    let feed = feed.with_filter(level.and(filter(line_feed::is_taken, LevelFilter::INFO)));
     let guard = Guard {
         provider,
         traces: Traces::new(exports),
+        lines: waiting,
     };
-    Ok((Registry::default().with(spans).with(lines), guard))
+    let subscriber = Registry::default().with(spans).with(lines).with(feed);
+    Ok((subscriber, guard))
 }
 
-type Lines<S> = Box<dyn Layer<S> + Send + Sync>;
+type BoxedLines<S> = Box<dyn Layer<S> + Send + Sync>;
 
-fn lines<S, W>(format: LogFormat, writer: W, colours: bool) -> Lines<S>
+fn lines<S, W>(format: LogFormat, writer: W, colours: bool) -> BoxedLines<S>
 where
     S: Subscriber + for<'s> tracing_subscriber::registry::LookupSpan<'s>,
     W: for<'w> MakeWriter<'w> + Send + Sync + 'static,
