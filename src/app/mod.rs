@@ -67,6 +67,9 @@ pub enum Error {
     /// The log cannot be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// What the log holds cannot be read back.
+    #[error("recovery failed: {0}")]
+    Recovery(#[from] crate::core::Error),
     /// A task that has to run panicked: a defect; the instance drained.
     #[error("a core task failed: {0}")]
     Task(String),

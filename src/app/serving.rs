@@ -22,7 +22,7 @@ use crate::{
     call::{CallLayer, Streams},
     config::{Config, Drain},
     core::{
-        Hub, Signals, Topics,
+        Hub, Presence, Signals, Topics,
         canary::Canary,
         collect::Collect,
         feeds::{
@@ -177,11 +177,16 @@ impl Serving {
             Happening::Started,
             &[("version", env!("CARGO_PKG_VERSION"))],
         );
+        let presence = &self.config.presence;
+        let presence = Presence::new(topics.clone(), presence, self.metrics.clone())
+            .map_err(|error| Error::Task(error.to_string()))?;
+        presence.recover().await?;
         let core = Core {
             feeds: Feeds::new(topics.clone(), own.sender()),
             rooms: Rooms::new(topics.clone()),
             topics,
             signals: Signals::new(self.metrics.clone()),
+            presence: presence.clone(),
             instance: self.instance.clone(),
             limits: self.config.limits.clone(),
             processing: self.config.processing.clone(),
@@ -189,7 +194,8 @@ impl Serving {
             metrics: self.metrics.clone(),
         };
         self.gate.open(&core);
-        let tasks = self.core_tasks(engine, hub, own);
+        let mut tasks = self.core_tasks(engine, hub, own);
+        tasks.0.spawn(presence.run());
         self.readiness.clear(Condition::Recovering);
         let recovered = self.started.elapsed().as_secs_f64();
         self.metrics.recovery_secs.set(recovered);

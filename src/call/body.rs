@@ -196,6 +196,7 @@ impl CallBody {
 
     fn end(&mut self, status: &Status, reason: &'static str) -> Frame<Bytes> {
         self.is_ended = true;
+        self.outcome.call().ended_by_server();
         self.outcome.record(status.code(), Some(reason));
         let mut trailers = HeaderMap::new();
         if let Err(error) = status.add_header(&mut trailers) {
@@ -283,6 +284,7 @@ impl Drop for CallBody {
         if !self.is_ended
             && let Some((code, reason)) = self.limits.ended()
         {
+            self.outcome.call().ended_by_server();
             self.outcome.record(code, Some(reason));
         }
     }

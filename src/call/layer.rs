@@ -19,7 +19,11 @@ use super::{
     body::{CallBody, CountedRequest, Limits, Outcome},
     deadline, status,
 };
-use crate::{core::Instance, net::Expiry, telemetry::Traces};
+use crate::{
+    core::Instance,
+    net::{Expiry, Link},
+    telemetry::Traces,
+};
 
 /// Puts [`CallService`] around the routes.
 #[derive(Debug, Clone)]
@@ -82,7 +86,8 @@ where
         if let Some(refused) = refuse(&request) {
             return CallFuture::done(refused);
         }
-        let call = Call::new(self.layer.methods.of(request.uri().path()).clone());
+        let method = self.layer.methods.of(request.uri().path()).clone();
+        let call = Call::new(method, request.extensions().get::<Link>().cloned());
         self.layer.instance.count(call.method().index);
         let span = self
             .layer

@@ -20,12 +20,12 @@ pub use streams::{Ending, Streams};
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Instant,
 };
 
-use crate::log::Sequence;
+use crate::{log::Sequence, net::Link};
 
 /// One call, as its handler sees it. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -38,16 +38,21 @@ struct State {
     /// The sequence to resume after, plus one; zero while there is none.
     position: AtomicU64,
     /// The handler counts what it sends.
-    counts_itself: std::sync::atomic::AtomicBool,
+    counts_itself: AtomicBool,
+    /// The server ended it: drain, age or deadline.
+    is_ended: AtomicBool,
+    link: Option<Link>,
 }
 
 impl Call {
-    fn new(method: Arc<Method>) -> Self {
+    fn new(method: Arc<Method>, link: Option<Link>) -> Self {
         Self(Arc::new(State {
             method,
             started: Instant::now(),
             position: AtomicU64::new(0),
-            counts_itself: std::sync::atomic::AtomicBool::new(false),
+            counts_itself: AtomicBool::new(false),
+            is_ended: AtomicBool::new(false),
+            link,
         }))
     }
 
@@ -66,6 +71,18 @@ impl Call {
     fn position(&self) -> Option<Sequence> {
         let position = self.0.position.load(Ordering::Relaxed);
         position.checked_sub(1).map(Sequence)
+    }
+
+    /// For a call whose response is dropped before its end: whether its client wanted that. Neither the server ended the
+    /// call, nor did the connection break.
+    #[must_use]
+    pub fn is_cancelled_by_client(&self) -> bool {
+        let is_broken = self.0.link.as_ref().is_some_and(Link::is_broken);
+        !is_broken && !self.0.is_ended.load(Ordering::Relaxed)
+    }
+
+    fn ended_by_server(&self) {
+        self.0.is_ended.store(true, Ordering::Relaxed);
     }
 
     /// Says that the response body counts its messages with [`Self::sent`], so that the layer need not look into them.

@@ -24,6 +24,10 @@ pub enum Kind {
     Leave = 2,
     /// Said by the service.
     System = 3,
+    /// An image of a user; the content says where.
+    Image = 4,
+    /// A file of a user; the content says which.
+    File = 5,
 }
 
 impl Kind {
@@ -34,6 +38,8 @@ impl Kind {
             1 => Self::Join,
             2 => Self::Leave,
             3 => Self::System,
+            4 => Self::Image,
+            5 => Self::File,
             _ => Self::Text,
         }
     }
@@ -136,6 +142,37 @@ impl Rooms {
         view: V,
     ) -> Result<Subscription<V>, Error> {
         self.topics.subscribe(room, start, view).await
+    }
+}
+
+/// The record by which a room is told that a user came ([`Kind::Join`]) or went: by the user, in words, so that every
+/// service can show it as it is. [`is_announcement`] knows it again.
+#[must_use]
+pub fn announcement(room: &Topic, user: &str, kind: Kind) -> NewRecord {
+    NewRecord {
+        topic: room.clone(),
+        publisher: user.into(),
+        id: new_id(),
+        kind: kind as u16,
+        event_time: None,
+        key: None,
+        trace: trace::current(),
+        payload: Bytes::from(announced(user, kind)),
+    }
+}
+
+/// Whether a record says in the service's words that a user came or went; users may post such kinds with words of their own.
+#[must_use]
+pub fn is_announcement(record: &Record) -> bool {
+    let kind = Kind::of(record);
+    matches!(kind, Kind::Join | Kind::Leave)
+        && record.payload == announced(&record.publisher, kind).as_bytes()
+}
+
+fn announced(user: &str, kind: Kind) -> String {
+    match kind {
+        Kind::Leave => format!("{user} left the chat"),
+        _ => format!("{user} joined the chat"),
     }
 }
 

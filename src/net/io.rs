@@ -10,7 +10,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
 };
@@ -34,6 +34,24 @@ pub(super) struct Flusher(Arc<Shared>);
 struct Shared {
     socket: Mutex<Socket>,
     bytes_read: AtomicU64,
+    link: Link,
+}
+
+/// Whether a connection still stands; in every request's extensions. A stream that goes away on a link that stands was
+/// cancelled by its client.
+#[derive(Debug, Clone, Default)]
+pub struct Link(Arc<AtomicBool>);
+
+impl Link {
+    /// Whether the connection is gone: the peer closed it, it failed, or this side gave it up.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(super) fn broke(&self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 struct Socket {
@@ -51,6 +69,7 @@ pub(super) fn write_once(stream: TcpStream) -> (WriteOnce, Flusher) {
             written: 0,
         }),
         bytes_read: AtomicU64::new(0),
+        link: Link::default(),
     });
     (WriteOnce(Arc::clone(&shared)), Flusher(shared))
 }
@@ -91,6 +110,11 @@ impl Flusher {
         socket.poll_drain(cx)
     }
 
+    /// The connection, for those who outlive a poll of it.
+    pub(super) fn link(&self) -> Link {
+        self.0.link.clone()
+    }
+
     /// Bytes the peer has sent so far.
     pub(super) fn bytes_read(&self) -> u64 {
         self.0.bytes_read.load(Ordering::Relaxed)
@@ -104,8 +128,13 @@ impl AsyncRead for WriteOnce {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.0.lock().stream).poll_read(cx, buffer))?;
+        let outcome = ready!(Pin::new(&mut self.0.lock().stream).poll_read(cx, buffer));
         let read = buffer.filled().len() - before;
+        // Nothing read is the end. Streams that go because of it are polled after this.
+        if outcome.is_err() || (read == 0 && buffer.remaining() > 0) {
+            self.0.link.broke();
+        }
+        outcome?;
         self.0.bytes_read.fetch_add(read as u64, Ordering::Relaxed);
         Poll::Ready(Ok(()))
     }

@@ -147,15 +147,18 @@ impl Acceptor {
     async fn connection<S: HttpService>(&self, stream: TcpStream, peer: SocketAddr, service: S) {
         let streams = Streams::default();
         let serving = streams.clone();
+        let (socket, flusher) = write_once(stream);
+        let link = flusher.link();
+        let linked = link.clone();
         let service = hyper::service::service_fn(move |request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(Peer(peer));
+            request.extensions_mut().insert(linked.clone());
             if request.version() == Version::HTTP_2 {
                 request.extensions_mut().insert(serving.serving());
             }
             service.clone().call(request)
         });
-        let (socket, flusher) = write_once(stream);
         let builder = self.settings.builder(streams.clone());
         let protocol = builder.serve_connection(TokioIo::new(socket), service);
         let mut connection = pin!(Connection::new(protocol, streams, flusher));
@@ -165,8 +168,15 @@ impl Acceptor {
         loop {
             tokio::select! {
                 biased;
-                outcome = connection.as_mut() => return self.ended(outcome),
-                () = self.closing.abort.cancelled() => return,
+                outcome = connection.as_mut() => {
+                    // Its streams go with it.
+                    link.broke();
+                    return self.ended(outcome);
+                }
+                () = self.closing.abort.cancelled() => {
+                    link.broke();
+                    return;
+                }
                 () = self.closing.goaway.cancelled(), if !is_leaving => is_leaving = true,
                 () = age.as_mut(), if !is_leaving => is_leaving = true,
                 () = preface.as_mut(), if !is_heard => {

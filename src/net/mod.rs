@@ -12,6 +12,7 @@ mod tasks;
 
 pub use connection::Settings;
 pub use expiry::Expiry;
+pub use io::Link;
 pub use listener::{Acceptor, Closing, HttpService, bind};
 
 /// The address a request came from; in every request's extensions.

@@ -12,6 +12,7 @@ mod incoming;
 mod intake;
 mod live;
 mod points;
+mod session;
 mod streaming;
 mod streaming_v1;
 mod weir_v1;
@@ -21,7 +22,7 @@ use tonic::service::Routes;
 use crate::{
     call::Methods,
     config::{Limits, Processing},
-    core::{Feeds, Signals, Topics, collect::Collect, instance::Instance, rooms::Rooms},
+    core::{Feeds, Presence, Signals, Topics, collect::Collect, instance::Instance, rooms::Rooms},
     proto,
     telemetry::Metrics,
 };
@@ -43,6 +44,8 @@ pub struct Core {
     pub feeds: Feeds,
     /// The rooms.
     pub rooms: Rooms,
+    /// Who is in the rooms.
+    pub presence: Presence,
     /// This instance's own measurements.
     pub instance: Instance,
     /// What a call may ask for.

@@ -88,6 +88,8 @@ pub struct Metrics {
     pub collect_rejected: IntCounterVec,
     /// Points of the service's own feeds that were dropped, by `feed`.
     pub feed_dropped: IntCounterVec,
+    /// Members of rooms, each user once in each room.
+    pub members: IntGauge,
     /// Open connections.
     pub connections_active: IntGauge,
     /// Connections closed by the server, by `reason`.
@@ -229,6 +231,10 @@ impl Metrics {
                 "weir_feed_dropped_total",
                 "Points of the topics metrics, events and logs that were dropped: too many waited, or the log refused them.",
                 &["feed"],
+            ),
+            members: make.gauge(
+                "weir_members",
+                "Members of all rooms: each user once in each room.",
             ),
             connections_active: make.gauge("weir_connections_active", "Connections open now."),
             connections_refused: make.counters(

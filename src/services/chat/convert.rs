@@ -64,7 +64,7 @@ pub(super) fn welcome(request: &SubscribeRequest) -> Message {
 
 const fn message_type(kind: Kind) -> MessageType {
     match kind {
-        Kind::Text => MessageType::Chat,
+        Kind::Text | Kind::Image | Kind::File => MessageType::Chat,
         Kind::Join => MessageType::Join,
         Kind::Leave => MessageType::Leave,
         Kind::System => MessageType::System,

@@ -10,16 +10,15 @@ use futures::{StreamExt as _, stream};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tonic::{Request, Response, Status, Streaming};
 
-use self::{convert::ChatMessages, session::Session};
+use self::{convert::ChatMessages, session::Echoes};
 use super::{
     Core, ENVELOPE_BYTES, Responses,
-    duplex::{duplex, resume_position},
     incoming::Incoming,
     live::{Live, WithLive, frame},
-    message_limit,
+    message_limit, session as chats,
 };
 use crate::{
-    call::{Call, into_status},
+    call::into_status,
     core::{
         Error,
         hub::{Encoded, Subscription},
@@ -34,6 +33,10 @@ use crate::{
 
 /// How often measurements are taken when the request does not say.
 const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The service's full name.
+const SERVICE: &str = "chat.ChatService";
+
 /// The service with its hot subscription.
 pub(super) fn routes(core: &Core) -> WithLive<ChatServiceServer<Chat>> {
     let limit = message_limit(&core.limits);
@@ -146,10 +149,7 @@ impl ChatService for Chat {
         &self,
         request: Request<Streaming<Message>>,
     ) -> Result<Response<Self::ChatStream>, Status> {
-        let resume = resume_position(&request)?;
-        let call = request.extensions().get::<Call>().cloned();
-        let session = Session::new(&self.core, resume, call);
-        Ok(Response::new(duplex(request.into_inner(), session)))
+        chats::chat(&self.core, request, Echoes)
     }
 
     async fn stream_metrics(

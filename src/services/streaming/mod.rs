@@ -12,6 +12,9 @@ use crate::proto::streaming::{
     data_service_server::{DataService, DataServiceServer},
 };
 
+/// The service's full name.
+const SERVICE: &str = "streaming.DataService";
+
 /// The service.
 pub(super) fn service(core: &Core) -> DataServiceServer<Data> {
     let limit = message_limit(&core.limits);

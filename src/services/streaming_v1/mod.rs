@@ -19,6 +19,9 @@ use crate::proto::streaming::v1::{
     streaming_service_server::{StreamingService, StreamingServiceServer},
 };
 
+/// The service's full name.
+const SERVICE: &str = "streaming.v1.StreamingService";
+
 /// The service with its hot subscriptions.
 pub(super) fn routes(core: &Core) -> WithLive<StreamingServiceServer<V1>> {
     let limit = message_limit(&core.limits);
