@@ -8,9 +8,12 @@ use super::{
     hub::{Start, Subscription, View},
 };
 use crate::{
-    log::{EventTime, NewRecord, Record, Sequence, Space, Timestamp, Topic},
+    log::{EventTime, Limit, NewRecord, Page, Record, Sequence, Space, Timestamp, Topic},
     telemetry::trace,
 };
+
+/// Bytes of a page of history after which it takes no further message.
+const HISTORY_BYTES: usize = 1024 * 1024;
 
 /// What kind of thing was said. The numbers are stored: never change one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,6 +78,17 @@ pub struct Posted {
     pub time: Timestamp,
 }
 
+/// A room as it is listed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RoomInfo {
+    /// The room.
+    pub room: Topic,
+    /// Its first retained position.
+    pub first: Sequence,
+    /// The position of its last message.
+    pub last: Sequence,
+}
+
 /// All rooms. Cheap to clone.
 #[derive(Clone)]
 pub struct Rooms {
@@ -129,6 +143,44 @@ impl Rooms {
             trace: trace::current(),
             payload: post.content,
         }
+    }
+
+    /// Rooms that were ever written to, in name order, at most `limit`, after `after`.
+    ///
+    /// # Errors
+    /// What the log reports.
+    pub async fn list(&self, after: Option<&Topic>, limit: usize) -> Result<Vec<RoomInfo>, Error> {
+        let rooms = self.topics.list(Space::Room, after, limit).await?;
+        let mut infos = Vec::with_capacity(rooms.len());
+        for room in rooms {
+            infos.push(RoomInfo {
+                first: self.topics.bounds(&room).await?.first,
+                last: self.topics.last(&room).await?,
+                room,
+            });
+        }
+        Ok(infos)
+    }
+
+    /// A page of a room's messages after `after`, at most `messages`; zero begins with the first retained one.
+    ///
+    /// # Errors
+    /// The position is trimmed or beyond the tail, or what the log reports.
+    pub async fn history(
+        &self,
+        room: &Topic,
+        after: Sequence,
+        messages: usize,
+    ) -> Result<Page, Error> {
+        let from = match after {
+            Sequence(0) => self.topics.bounds(room).await?.first,
+            after => after.next(),
+        };
+        let limit = Limit {
+            records: messages,
+            bytes: HISTORY_BYTES,
+        };
+        self.topics.read(room, from, limit).await
     }
 
     /// Follows a room.

@@ -139,6 +139,34 @@ impl Topics {
         }
     }
 
+    /// The position of the topic's last retained record; the one before [`Bounds::first`] when none is retained. It takes one
+    /// read for each bit of the distance between the topic's ends.
+    ///
+    /// # Errors
+    /// What the log reports.
+    pub async fn last(&self, topic: &Topic) -> Result<Sequence, Error> {
+        let bounds = self.engine.bounds(topic).await?;
+        let limit = Limit {
+            records: 1,
+            bytes: 1,
+        };
+        // A record lies at `last`, none at `end` or behind it.
+        let (mut last, mut end) = (bounds.first.0.saturating_sub(1), bounds.tail.0);
+        while last + 1 < end {
+            let middle = last + (end - last) / 2;
+            match self.engine.read(topic, Sequence(middle), limit).await {
+                Ok(page) => match page.records.first() {
+                    Some(record) => last = record.sequence.0,
+                    None => end = middle,
+                },
+                // Retention overtook the search: what it dropped lies before.
+                Err(crate::log::Error::Trimmed { first }) => last = first.0.saturating_sub(1),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(Sequence(last))
+    }
+
     /// The retained range of a topic.
     ///
     /// # Errors

@@ -9,6 +9,11 @@ use crate::{
     log::{self, EventTime, Sequence, Space, Topic, TopicError},
 };
 
+/// Items of a page when the request does not say.
+const PAGE_SIZE: usize = 100;
+/// Items of a page at most.
+const MAX_PAGE_SIZE: usize = 1000;
+
 /// Collects every violation of a message.
 pub(super) struct Check<'a> {
     path: &'a dyn Display,
@@ -59,6 +64,18 @@ impl<'a> Check<'a> {
         Topic::new(space, text)
             .map_err(|error| self.violated(field, error))
             .ok()
+    }
+
+    /// The size of a page: 0 is the default, and what is too large is cut.
+    pub(super) fn page_size(&mut self, size: i32) -> Option<usize> {
+        match usize::try_from(size) {
+            Ok(0) => Some(PAGE_SIZE),
+            Ok(size) => Some(size.min(MAX_PAGE_SIZE)),
+            Err(_) => {
+                self.refuse("page_size", "page_size must not be negative");
+                None
+            }
+        }
     }
 
     /// `value` when nothing was wrong.

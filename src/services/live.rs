@@ -26,6 +26,7 @@ use crate::{
     core::{
         Error,
         hub::{Batch, Encoded, Encoding, Merged, Subscription},
+        presence::Stay,
     },
     log::{Record, Sequence, Topic},
     telemetry::Metrics,
@@ -70,6 +71,31 @@ pub(super) trait Source: Send + Unpin + 'static {
 
     /// The position of the next record: a client resumes after what lies before it.
     fn cursor(&self) -> Sequence;
+
+    /// The client ended the call itself. Without this the call ended in another way, and the client may come back.
+    fn cancelled(&mut self) {}
+}
+
+/// A source whose reader is a member of its room meanwhile.
+pub(super) struct Attended<S> {
+    pub(super) source: S,
+    pub(super) stay: Option<Stay>,
+}
+
+impl<S: Source> Source for Attended<S> {
+    fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<Batch<Bytes>, Error>> {
+        self.source.poll_frames(cx)
+    }
+
+    fn cursor(&self) -> Sequence {
+        self.source.cursor()
+    }
+
+    fn cancelled(&mut self) {
+        if let Some(stay) = self.stay.take() {
+            stay.leave();
+        }
+    }
 }
 
 /// Encoded once for all subscribers of the topic.
@@ -255,7 +281,7 @@ async fn read<R: prost::Message + Default + 'static>(
 }
 
 /// The body: what is first, then what the hub has.
-struct LiveBody<S> {
+struct LiveBody<S: Source> {
     first: Option<Bytes>,
     source: Option<S>,
     call: Option<Call>,
@@ -357,6 +383,15 @@ impl<S: Source> http_body::Body for LiveBody<S> {
                 this.source = None;
                 Poll::Ready(Some(Ok(Frame::trailers(trailers(&into_status(error))))))
             }
+        }
+    }
+}
+
+impl<S: Source> Drop for LiveBody<S> {
+    fn drop(&mut self) {
+        let is_cancelled = self.call.as_ref().is_some_and(Call::is_cancelled_by_client);
+        if let (true, Some(source)) = (is_cancelled, &mut self.source) {
+            source.cancelled();
         }
     }
 }

@@ -8,7 +8,7 @@ use super::super::{
 };
 use crate::{
     core::{
-        Error,
+        Error, Name,
         hub::{Encoding, Start},
         instance::Measurement,
         rooms::{Kind, Post, Posted},
@@ -74,6 +74,7 @@ const fn message_type(kind: Kind) -> MessageType {
 /// Where a subscription goes and begins.
 pub(super) struct Subscribe {
     pub(super) room: Topic,
+    pub(super) user: Name,
     pub(super) start: Start,
 }
 
@@ -83,9 +84,10 @@ impl TryFrom<SubscribeRequest> for Subscribe {
     fn try_from(request: SubscribeRequest) -> Result<Self, Error> {
         let mut check = Check::new(&"");
         let room = check.topic(Space::Room, "room", &request.room);
-        check.name("user", request.user);
+        let user = check.name("user", request.user);
         let start = start(request.after_sequence);
-        check.finish(room.map(|room| Self { room, start }))
+        let whole = room.zip(user);
+        check.finish(whole.map(|(room, user)| Self { room, user, start }))
     }
 }
 

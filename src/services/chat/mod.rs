@@ -14,7 +14,7 @@ use self::{convert::ChatMessages, session::Echoes};
 use super::{
     Core, ENVELOPE_BYTES, Responses,
     incoming::Incoming,
-    live::{Live, WithLive, frame},
+    live::{Attended, Live, WithLive, frame},
     message_limit, session as chats,
 };
 use crate::{
@@ -64,16 +64,22 @@ impl Chat {
     async fn subscribe(
         &self,
         request: SubscribeRequest,
-    ) -> Result<Live<Subscription<Encoded<ChatMessages>>>, Error> {
+    ) -> Result<Live<Attended<Subscription<Encoded<ChatMessages>>>>, Error> {
         let welcome = convert::welcome(&request);
         let subscribe = convert::Subscribe::try_from(request)?;
         let mut first = BytesMut::new();
         frame(&welcome, &mut first);
+        let (room, user) = (subscribe.room, subscribe.user);
         let rooms = &self.core.rooms;
+        let source = rooms
+            .subscribe(&room, subscribe.start, Encoded::default())
+            .await?;
+        let stay = self.core.presence.attend(&room, user.as_str(), SERVICE);
         Ok(Live {
-            source: rooms
-                .subscribe(&subscribe.room, subscribe.start, Encoded::default())
-                .await?,
+            source: Attended {
+                source,
+                stay: Some(stay),
+            },
             first: first.freeze(),
         })
     }
