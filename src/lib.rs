@@ -4,6 +4,7 @@
 //! wire), [`config`] and [`telemetry`], [`cli`] (the commands).
 
 pub mod app;
+pub mod blob;
 pub mod call;
 pub mod cli;
 pub mod client;

@@ -70,6 +70,9 @@ pub enum Error {
     /// What the log holds cannot be read back.
     #[error("recovery failed: {0}")]
     Recovery(#[from] crate::core::Error),
+    /// The place for files makes no sense.
+    #[error("the files' store (files.store) cannot be used: {0}")]
+    Files(String),
     /// A task that has to run panicked: a defect; the instance drained.
     #[error("a core task failed: {0}")]
     Task(String),

@@ -1,7 +1,7 @@
 //! An instance that listens: recovery, background tasks, drain.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
@@ -22,7 +22,7 @@ use crate::{
     call::{CallLayer, Streams},
     config::{Config, Drain},
     core::{
-        Hub, Presence, Signals, Topics,
+        Files, Hub, Presence, Signals, Topics,
         canary::Canary,
         collect::Collect,
         feeds::{
@@ -62,6 +62,8 @@ pub(super) struct Serving {
     engine: OnceCell<Arc<dyn Engine>>,
     feeds: OnceCell<Arc<OwnFeeds>>,
     lines: Lines,
+    http: std::net::SocketAddr,
+    files: Arc<OnceLock<Files>>,
     started: Instant,
 }
 
@@ -102,6 +104,8 @@ impl Serving {
             engine: OnceCell::new(),
             feeds: OnceCell::new(),
             lines,
+            http: http.local_addr().unwrap_or(config.server.http),
+            files: Arc::default(),
             config,
             metrics,
             traces,
@@ -121,7 +125,13 @@ impl Serving {
         for listener in grpc {
             tokio::spawn(acceptor.clone().serve(listener, front.clone()));
         }
-        tokio::spawn(acceptor.serve(http, web::http::router(front)));
+        tokio::spawn(acceptor.serve(
+            http,
+            web::http::router(
+                front,
+                web::files::Files::new(&serving.files, &serving.streams),
+            ),
+        ));
         let admin_router = web::admin::router(
             serving.metrics.registry().clone(),
             serving.readiness.clone(),
@@ -181,8 +191,10 @@ impl Serving {
         let presence = Presence::new(topics.clone(), presence, self.metrics.clone())
             .map_err(|error| Error::Task(error.to_string()))?;
         presence.recover().await?;
+        let (files, are_found) = self.open_files().await?;
         let core = Core {
             feeds: Feeds::new(topics.clone(), own.sender()),
+            files: files.clone(),
             rooms: Rooms::new(topics.clone()),
             topics,
             signals: Signals::new(self.metrics.clone()),
@@ -196,10 +208,24 @@ impl Serving {
         self.gate.open(&core);
         let mut tasks = self.core_tasks(engine, hub, own);
         tasks.0.spawn(presence.run());
+        tasks.0.spawn(files.keep(are_found));
         self.readiness.clear(Condition::Recovering);
         let recovered = self.started.elapsed().as_secs_f64();
         self.metrics.recovery_secs.set(recovered);
         Ok(tasks)
+    }
+
+    /// The files, and whether what is stored was counted: a store that cannot be reached keeps nobody from chatting.
+    async fn open_files(&self) -> Result<(Files, bool), Error> {
+        let (settings, log) = (self.config.files.clone(), &self.config.log);
+        let files =
+            Files::new(settings, log, self.http, self.metrics.clone()).map_err(Error::Files)?;
+        let found = files.recover().await;
+        if let Err(error) = &found {
+            tracing::warn!(%error, "the files are not counted yet");
+        }
+        let files = self.files.get_or_init(|| files).clone();
+        Ok((files, found.is_ok()))
     }
 
     fn core_tasks(&self, engine: &Arc<dyn Engine>, hub: Hub, own: &Arc<OwnFeeds>) -> CoreTasks {
@@ -262,6 +288,9 @@ impl Serving {
         self.closing.abort.cancel();
         self.connections.close();
         self.connections.wait().await;
+        if let Some(files) = self.files.get() {
+            files.close().await;
+        }
         if let Some(engine) = self.engine.get() {
             // A log that does not answer does not hold up the end.
             let last = tokio::time::timeout(LAST_WORDS, self.tell(Happening::Stopped));

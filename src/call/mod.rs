@@ -15,7 +15,7 @@ mod streams;
 pub use layer::{CallLayer, CallService};
 pub use methods::{Kind, Method, Methods};
 pub use status::{into_status, retry_after, unavailable};
-pub use streams::{Ending, Streams};
+pub use streams::{Ending, Registered, Streams};
 
 use std::{
     sync::{

@@ -8,6 +8,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::{Ending, methods::Method};
 use crate::{
+    blob,
     core::{Error, ErrorCode},
     log::{self, Sequence},
 };
@@ -30,14 +31,17 @@ const fn grpc_code(code: ErrorCode) -> Code {
     match code {
         ErrorCode::InvalidArgument => Code::InvalidArgument,
         ErrorCode::NotFound => Code::NotFound,
-        ErrorCode::KeyConflict => Code::AlreadyExists,
+        ErrorCode::KeyConflict | ErrorCode::AlreadyExists => Code::AlreadyExists,
         ErrorCode::LimitExceeded | ErrorCode::StorageFull => Code::ResourceExhausted,
-        ErrorCode::PositionTrimmed | ErrorCode::PositionBeyondTail => Code::OutOfRange,
+        ErrorCode::PositionTrimmed | ErrorCode::PositionBeyondTail | ErrorCode::RangeOutside => {
+            Code::OutOfRange
+        }
+        ErrorCode::Superseded => Code::Aborted,
         ErrorCode::StorageUnavailable
         | ErrorCode::StorageFailed
         | ErrorCode::Draining
         | ErrorCode::MaxAge => Code::Unavailable,
-        ErrorCode::StorageCorrupt => Code::DataLoss,
+        ErrorCode::StorageCorrupt | ErrorCode::ChecksumMismatch => Code::DataLoss,
     }
 }
 
@@ -49,6 +53,13 @@ pub fn into_status(error: Error) -> Status {
         Error::Log(log::Error::Failed(_) | log::Error::Corrupt(_) | log::Error::Unavailable(_)) => {
             tracing::error!(%error, code = code.reason(), "the log failed a call");
             fixed_text(code).to_owned()
+        }
+        Error::Blob(blob::Error::Corrupt(_) | blob::Error::Unavailable(_)) => {
+            tracing::error!(%error, code = code.reason(), "the file storage failed a call");
+            match code {
+                ErrorCode::StorageCorrupt => fixed_text(code).to_owned(),
+                _ => "the file storage is not available now".to_owned(),
+            }
         }
         Error::Log(log::Error::Closed) => fixed_text(code).to_owned(),
         _ => error.to_string(),
@@ -85,7 +96,7 @@ fn details(error: &Error) -> ErrorDetails {
                 details.add_bad_request_violation(&violation.field, &violation.description);
             }
         }
-        Error::NotFound { kind, name } => {
+        Error::NotFound { kind, name } | Error::AlreadyExists { kind, name } => {
             details.set_resource_info(*kind, name, "", "");
         }
         Error::Limit { what, limit } => {
@@ -94,7 +105,15 @@ fn details(error: &Error) -> ErrorDetails {
         Error::Log(log::Error::Full) => {
             details.add_quota_failure_violation("disk", "the log's storage is full");
         }
-        Error::KeyConflict { .. } | Error::Log(_) => {}
+        Error::Blob(blob::Error::Full) => {
+            details.add_quota_failure_violation("disk", "the file storage is full");
+        }
+        Error::KeyConflict { .. }
+        | Error::Superseded
+        | Error::Checksum
+        | Error::OutOfRange { .. }
+        | Error::Blob(_)
+        | Error::Log(_) => {}
     }
     details
 }
@@ -102,6 +121,9 @@ fn details(error: &Error) -> ErrorDetails {
 /// Positions that help a client go on.
 fn metadata(error: &Error) -> HashMap<String, String> {
     let entry = match error {
+        Error::OutOfRange { size } => {
+            return HashMap::from([("size".into(), size.to_string())]);
+        }
         Error::KeyConflict { sequence } => ("sequence", sequence),
         Error::Log(log::Error::Trimmed { first }) => ("first_sequence", first),
         Error::Log(log::Error::BeyondTail { tail }) => {

@@ -193,7 +193,7 @@ impl Registered {
     }
 
     /// Ready when the server ends the stream.
-    pub(super) fn poll_ending(&mut self, cx: &Context<'_>) -> Poll<Ending> {
+    pub fn poll_ending(&mut self, cx: &Context<'_>) -> Poll<Ending> {
         if let Some(ending) = self.slot.ending() {
             return Poll::Ready(ending);
         }

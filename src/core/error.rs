@@ -1,6 +1,9 @@
 //! What can go wrong, in the domain's words.
 
-use crate::log::{self, Sequence};
+use crate::{
+    blob,
+    log::{self, Sequence},
+};
 
 /// Why the core refused or failed. Services turn it into a status in one place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +33,29 @@ pub enum Error {
         /// The limit.
         limit: usize,
     },
+    /// The named thing exists already, and is another.
+    #[error("{kind} {name} already exists with other metadata")]
+    AlreadyExists {
+        /// What kind of thing.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Another stream took over what this one wrote.
+    #[error("another stream took this upload over")]
+    Superseded,
+    /// A file's content is not what its checksum says.
+    #[error("File checksum verification failed")]
+    Checksum,
+    /// The range begins behind the end of a file.
+    #[error("the range begins behind the end of the file, which has {size} bytes")]
+    OutOfRange {
+        /// The file's size in bytes.
+        size: u64,
+    },
+    /// The file storage refused or failed.
+    #[error(transparent)]
+    Blob(#[from] blob::Error),
     /// The log refused or failed.
     #[error(transparent)]
     Log(#[from] log::Error),
@@ -77,6 +103,14 @@ pub enum ErrorCode {
     PositionTrimmed,
     /// The position lies after the topic's end.
     PositionBeyondTail,
+    /// The thing exists already, and is another.
+    AlreadyExists,
+    /// Another stream took over.
+    Superseded,
+    /// The content does not match its checksum.
+    ChecksumMismatch,
+    /// The range lies outside of the file.
+    RangeOutside,
     /// No disk space.
     StorageFull,
     /// The storage cannot be reached now.
@@ -93,13 +127,17 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 16] = [
         Self::InvalidArgument,
         Self::NotFound,
         Self::KeyConflict,
         Self::LimitExceeded,
         Self::PositionTrimmed,
         Self::PositionBeyondTail,
+        Self::AlreadyExists,
+        Self::Superseded,
+        Self::ChecksumMismatch,
+        Self::RangeOutside,
         Self::StorageFull,
         Self::StorageUnavailable,
         Self::StorageFailed,
@@ -118,6 +156,10 @@ impl ErrorCode {
             Self::LimitExceeded => "LIMIT_EXCEEDED",
             Self::PositionTrimmed => "POSITION_TRIMMED",
             Self::PositionBeyondTail => "POSITION_BEYOND_TAIL",
+            Self::AlreadyExists => "ALREADY_EXISTS",
+            Self::Superseded => "SUPERSEDED",
+            Self::ChecksumMismatch => "CHECKSUM_MISMATCH",
+            Self::RangeOutside => "RANGE_OUTSIDE",
             Self::StorageFull => "STORAGE_FULL",
             Self::StorageUnavailable => "STORAGE_UNAVAILABLE",
             Self::StorageFailed => "STORAGE_FAILED",
@@ -142,6 +184,10 @@ impl ErrorCode {
             | Self::LimitExceeded
             | Self::PositionTrimmed
             | Self::PositionBeyondTail
+            | Self::AlreadyExists
+            | Self::Superseded
+            | Self::ChecksumMismatch
+            | Self::RangeOutside
             | Self::StorageCorrupt => false,
         }
     }
@@ -156,8 +202,12 @@ impl ErrorCode {
             | Self::LimitExceeded
             | Self::PositionTrimmed
             | Self::PositionBeyondTail
+            | Self::AlreadyExists
+            | Self::ChecksumMismatch
+            | Self::RangeOutside
             | Self::StorageFull => true,
-            Self::StorageUnavailable
+            Self::Superseded
+            | Self::StorageUnavailable
             | Self::StorageFailed
             | Self::StorageCorrupt
             | Self::Draining
@@ -175,6 +225,15 @@ impl Error {
             Self::NotFound { .. } => ErrorCode::NotFound,
             Self::KeyConflict { .. } => ErrorCode::KeyConflict,
             Self::Limit { .. } => ErrorCode::LimitExceeded,
+            Self::AlreadyExists { .. } => ErrorCode::AlreadyExists,
+            Self::Superseded => ErrorCode::Superseded,
+            Self::Checksum => ErrorCode::ChecksumMismatch,
+            Self::OutOfRange { .. } => ErrorCode::RangeOutside,
+            Self::Blob(error) => match error {
+                blob::Error::Full => ErrorCode::StorageFull,
+                blob::Error::Unavailable(_) => ErrorCode::StorageUnavailable,
+                blob::Error::Corrupt(_) => ErrorCode::StorageCorrupt,
+            },
             Self::Log(error) => match error {
                 log::Error::Full => ErrorCode::StorageFull,
                 log::Error::Unavailable(_) => ErrorCode::StorageUnavailable,

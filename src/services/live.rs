@@ -204,6 +204,46 @@ impl<S> WithLive<S> {
     }
 }
 
+impl<S> WithLive<S> {
+    /// Serves the server-streaming method at `path` by `handler`, which turns a request into a body of gRPC frames that
+    /// ends with its trailers.
+    pub(super) fn frames<R, B, H, F>(mut self, path: &'static str, handler: H) -> Self
+    where
+        R: prost::Message + Default + 'static,
+        B: http_body::Body<Data = Bytes, Error = Status> + Send + 'static,
+        H: Fn(R, Option<Call>) -> F + Clone + Send + Sync + 'static,
+        F: Future<Output = Result<B, Status>> + Send + 'static,
+    {
+        let limit = self.limit;
+        let handler: Handler = Arc::new(move |request| {
+            let handler = handler.clone();
+            Box::pin(async move {
+                let (parts, body) = request.into_parts();
+                let call = parts.extensions.get::<Call>().cloned();
+                let answered = async {
+                    let request = read::<R>(&parts.headers, body, limit).await?;
+                    respond(handler(request, call).await?)
+                };
+                answered.await.unwrap_or_else(|status| status.into_http())
+            })
+        });
+        let mut handlers = HashMap::clone(&self.handlers);
+        handlers.insert(path, handler);
+        self.handlers = Arc::new(handlers);
+        self
+    }
+}
+
+fn respond<B>(body: B) -> Result<Response<Body>, Status>
+where
+    B: http_body::Body<Data = Bytes, Error = Status> + Send + 'static,
+{
+    Response::builder()
+        .header(header::CONTENT_TYPE, tonic::metadata::GRPC_CONTENT_TYPE)
+        .body(Body::new(body))
+        .map_err(|error| Status::internal(error.to_string()))
+}
+
 impl<S: NamedService> NamedService for WithLive<S> {
     const NAME: &'static str = S::NAME;
 }
@@ -396,7 +436,8 @@ impl<S: Source> Drop for LiveBody<S> {
     }
 }
 
-fn trailers(status: &Status) -> HeaderMap {
+/// A status as the end of a body.
+pub(super) fn trailers(status: &Status) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     if let Err(error) = status.add_header(&mut trailers) {
         tracing::error!(%error, "a status could not be written");

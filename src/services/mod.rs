@@ -7,6 +7,7 @@ mod chat;
 mod check;
 mod duplex;
 mod feedback;
+mod files;
 mod helloworld;
 mod incoming;
 mod intake;
@@ -22,7 +23,9 @@ use tonic::service::Routes;
 use crate::{
     call::Methods,
     config::{Limits, Processing},
-    core::{Feeds, Presence, Signals, Topics, collect::Collect, instance::Instance, rooms::Rooms},
+    core::{
+        Feeds, Files, Presence, Signals, Topics, collect::Collect, instance::Instance, rooms::Rooms,
+    },
     proto,
     telemetry::Metrics,
 };
@@ -46,6 +49,8 @@ pub struct Core {
     pub rooms: Rooms,
     /// Who is in the rooms.
     pub presence: Presence,
+    /// The files.
+    pub files: Files,
     /// This instance's own measurements.
     pub instance: Instance,
     /// What a call may ask for.

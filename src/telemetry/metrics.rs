@@ -90,6 +90,14 @@ pub struct Metrics {
     pub feed_dropped: IntCounterVec,
     /// Members of rooms, each user once in each room.
     pub members: IntGauge,
+    /// Bytes of files received and sent, by `direction`.
+    pub file_bytes: FileBytes,
+    /// Bytes of all stored files.
+    pub files_bytes: IntGauge,
+    /// Uploads written now or waiting to go on.
+    pub uploads: IntGauge,
+    /// Uploads ended, by `outcome`.
+    pub uploads_ended: IntCounterVec,
     /// Open connections.
     pub connections_active: IntGauge,
     /// Connections closed by the server, by `reason`.
@@ -236,6 +244,24 @@ impl Metrics {
                 "weir_members",
                 "Members of all rooms: each user once in each room.",
             ),
+            file_bytes: FileBytes::of(&make.counters(
+                "weir_file_bytes_total",
+                "Bytes of files' content, received (up) and sent (down).",
+                &["direction"],
+            )),
+            files_bytes: make.gauge(
+                "weir_files_bytes",
+                "Bytes of all stored files, as this instance counts them.",
+            ),
+            uploads: make.gauge(
+                "weir_uploads_under_way",
+                "Uploads that are written now or wait to go on.",
+            ),
+            uploads_ended: make.counters(
+                "weir_uploads_ended_total",
+                "Streams of uploads ended: stored, broken, superseded, refused, failed; and broken uploads expired.",
+                &["outcome"],
+            ),
             connections_active: make.gauge("weir_connections_active", "Connections open now."),
             connections_refused: make.counters(
                 "weir_connections_refused_total",
@@ -279,6 +305,24 @@ impl Metrics {
 impl Default for Metrics {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+/// The counters of files' bytes, looked up once.
+#[derive(Debug, Clone)]
+pub struct FileBytes {
+    /// Received.
+    pub up: IntCounter,
+    /// Sent.
+    pub down: IntCounter,
+}
+
+impl FileBytes {
+    fn of(counters: &IntCounterVec) -> Self {
+        Self {
+            up: counters.with_label_values(&["up"]),
+            down: counters.with_label_values(&["down"]),
+        }
     }
 }
 

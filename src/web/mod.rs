@@ -1,6 +1,7 @@
 //! HTTP beside gRPC. Knows the core and telemetry, no storage.
 
 pub mod admin;
+pub mod files;
 pub mod http;
 
 use std::{

@@ -30,6 +30,7 @@ pub(super) fn routes(core: &Core) -> WithLive<StreamingServiceServer<V1>> {
         .max_encoding_message_size(limit.saturating_add(ENVELOPE_BYTES));
     let with_live = WithLive::new(generated, limit, core.metrics.clone());
     let with_live = events::add(with_live, core);
+    let with_live = files::add(with_live, core);
     notifications::add(with_live, core)
 }
 
@@ -60,11 +61,12 @@ impl StreamingService for V1 {
         Err(Status::unimplemented("served as a live subscription"))
     }
 
+    /// Never called: [`routes`] serves this method from frames of its own.
     async fn download_file(
         &self,
-        request: Request<DownloadFileRequest>,
+        _: Request<DownloadFileRequest>,
     ) -> Result<Response<Self::DownloadFileStream>, Status> {
-        files::download(&self.core, request).await
+        Err(Status::unimplemented("served as frames"))
     }
 
     /// Never called: [`routes`] serves this method from frames of its own.

@@ -1,0 +1,108 @@
+//! Reading a blob in order.
+
+use std::{fs::File, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
+
+use bytes::{Buf as _, Bytes, BytesMut};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
+
+use super::{Error, blocking};
+
+/// A position in a blob. Reads ahead nothing by itself.
+pub struct Reader(Kind);
+
+enum Kind {
+    Local {
+        file: Arc<File>,
+        at: u64,
+    },
+    Remote {
+        stream: BoxStream<'static, object_store::Result<Bytes>>,
+        rest: Bytes,
+    },
+}
+
+impl Reader {
+    pub(super) fn local(file: File, at: u64) -> Self {
+        Self(Kind::Local {
+            file: Arc::new(file),
+            at,
+        })
+    }
+
+    pub(super) fn remote(stream: BoxStream<'static, object_store::Result<Bytes>>) -> Self {
+        Self(Kind::Remote {
+            stream,
+            rest: Bytes::new(),
+        })
+    }
+
+    /// Fills the `spans` of `buffer`, in order, with the next bytes. On a directory the read begins at once, elsewhere when
+    /// the future is polled. The spans must lie inside the buffer.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when the blob ends before, or what the storage reports.
+    #[must_use]
+    pub fn read(
+        self,
+        buffer: BytesMut,
+        spans: Vec<Range<usize>>,
+    ) -> BoxFuture<'static, Result<(Self, BytesMut), Error>> {
+        match self.0 {
+            Kind::Local { file, at } => {
+                let job = tokio::task::spawn_blocking(move || from_file(file, at, buffer, spans));
+                async move {
+                    job.await
+                        .unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
+                }
+                .boxed()
+            }
+            Kind::Remote { stream, rest } => from_stream(stream, rest, buffer, spans).boxed(),
+        }
+    }
+}
+
+fn from_file(
+    file: Arc<File>,
+    mut at: u64,
+    mut buffer: BytesMut,
+    spans: Vec<Range<usize>>,
+) -> Result<(Reader, BytesMut), Error> {
+    for span in spans {
+        let length = span.len() as u64;
+        file.read_exact_at(&mut buffer[span], at)?;
+        at += length;
+    }
+    Ok((Reader(Kind::Local { file, at }), buffer))
+}
+
+async fn from_stream(
+    mut stream: BoxStream<'static, object_store::Result<Bytes>>,
+    mut rest: Bytes,
+    mut buffer: BytesMut,
+    spans: Vec<Range<usize>>,
+) -> Result<(Reader, BytesMut), Error> {
+    for mut span in spans {
+        while !span.is_empty() {
+            if rest.is_empty() {
+                rest = match stream.next().await {
+                    Some(piece) => piece?,
+                    None => return Err(Error::Corrupt("a file ends too early".into())),
+                };
+            }
+            let length = rest.len().min(span.len());
+            rest.copy_to_slice(&mut buffer[span.start..span.start + length]);
+            span.start += length;
+        }
+    }
+    Ok((Reader(Kind::Remote { stream, rest }), buffer))
+}
+
+/// Opens the file for reading; `None` when there is none.
+pub(super) async fn open(path: std::path::PathBuf, at: u64) -> Result<Option<Reader>, Error> {
+    blocking(move || match File::open(path) {
+        Ok(file) => Ok(Some(Reader::local(file, at))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
+    })
+    .await
+}
