@@ -24,7 +24,7 @@ pub use problem::{Problem, Problems};
 pub use render::to_toml;
 pub use section::{Entry, entries};
 pub use settings::{
-    Canary, Collect, Config, Cors, Drain, EngineKind, Feeds, Files, Hub, Limits, Log, LogFormat,
-    Presence, Processing, Retention, RetentionBySpace, Server, Telemetry,
+    Canary, Collect, Config, Cors, Documents, Drain, EngineKind, Feeds, Files, Hub, Limits, Log,
+    LogFormat, Presence, Processing, Retention, RetentionBySpace, Server, Telemetry,
 };
 pub use source::Sources;

@@ -6,6 +6,7 @@
 pub mod appender;
 pub mod canary;
 pub mod collect;
+pub mod documents;
 mod error;
 pub mod feeds;
 pub mod files;

@@ -1,0 +1,339 @@
+//! A document's copy and its place in the log.
+
+use std::{collections::HashSet, sync::Arc, task::Poll};
+
+use bytes::Bytes;
+
+use super::{
+    Change, Inner, Joined, Kind, Saved,
+    replica::{Refused, Replica},
+};
+use crate::{
+    core::{
+        Error,
+        appender::Appended,
+        hub::{Records, Start, Subscription},
+    },
+    log::{self, NewRecord, Record, Sequence, Topic},
+    telemetry::trace,
+};
+
+/// Who publishes snapshots, and under which id.
+const SNAPSHOT: (&str, &str) = ("weir", "snapshot");
+
+/// What became of a client's updates on the copy: whether each brought anything, and what refused the next.
+type Tried = (Vec<bool>, Option<Refused>);
+
+/// A document's copy and where it is in the topic.
+pub(super) struct Live {
+    /// Absent once it may differ from the log.
+    replica: Option<Replica>,
+    records: Subscription<Records>,
+    /// The last record of the document.
+    last: Sequence,
+    /// Updates beside the last snapshot, and their bytes.
+    loose: usize,
+    loose_bytes: usize,
+}
+
+impl Live {
+    /// Reads a document from the log.
+    pub(super) async fn load(documents: &Inner, topic: &Topic) -> Result<Self, Error> {
+        let start = Start::After(Sequence::default());
+        let mut live = Self {
+            records: documents.topics.subscribe(topic, start, Records).await?,
+            replica: Some(Replica::new(documents.max_size)),
+            last: Sequence::default(),
+            loose: 0,
+            loose_bytes: 0,
+        };
+        let tail = documents.topics.bounds(topic).await?.tail;
+        live.catch_up(documents, tail).await?;
+        Ok(live)
+    }
+
+    /// It, unless the copy is spoilt.
+    pub(super) fn sound(self) -> Option<Self> {
+        self.replica.is_some().then_some(self)
+    }
+
+    /// The position of the last record; zero when there is none.
+    pub(super) const fn last(&self) -> Sequence {
+        self.last
+    }
+
+    /// Applies what the log has, and at least everything before `until`.
+    pub(super) async fn catch_up(
+        &mut self,
+        documents: &Inner,
+        until: Sequence,
+    ) -> Result<(), Error> {
+        while let Some(records) = self.next_before(until).await? {
+            self.note(&records);
+            self.replay(documents, records).await?;
+        }
+        Ok(())
+    }
+
+    /// Further records; `None` when there are none now and everything before `until` was given.
+    async fn next_before(&mut self, until: Sequence) -> Result<Option<Vec<Arc<Record>>>, Error> {
+        let records = &mut self.records;
+        let next = std::future::poll_fn(|cx| match records.poll_next(cx) {
+            Poll::Ready(batch) => Poll::Ready(batch.map(|batch| Some(batch.data))),
+            Poll::Pending if records.cursor() >= until => Poll::Ready(Ok(None)),
+            Poll::Pending => Poll::Pending,
+        });
+        Ok(next.await?)
+    }
+
+    fn note(&mut self, records: &[Arc<Record>]) {
+        for record in records {
+            self.last = self.last.max(record.sequence);
+            if Kind::of(record) == Kind::Update {
+                self.loose += 1;
+                self.loose_bytes += record.payload.len();
+            }
+        }
+    }
+
+    async fn replay(&mut self, documents: &Inner, records: Vec<Arc<Record>>) -> Result<(), Error> {
+        // A copy that is given up need not follow.
+        if records.is_empty() || self.replica.is_none() {
+            return Ok(());
+        }
+        let replayed = self.with_replica(documents, move |replica| {
+            records.iter().find_map(|record| {
+                let refused = replica.replay(&record.payload).err();
+                refused.map(|_| record.sequence)
+            })
+        });
+        match replayed.await? {
+            None => Ok(()),
+            Some(sequence) => {
+                self.replica = None;
+                let what = format!("the update at {sequence} of a document cannot be applied");
+                Err(Error::Log(log::Error::Corrupt(what)))
+            }
+        }
+    }
+
+    /// Works with the copy, on a thread for it. When the caller is cancelled meanwhile, the copy is gone.
+    async fn with_replica<T: Send + 'static>(
+        &mut self,
+        documents: &Inner,
+        work: impl FnOnce(&mut Replica) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let spoilt = || Error::Log(log::Error::Corrupt("a document's copy is spoilt".into()));
+        let mut replica = self.replica.take().ok_or_else(spoilt)?;
+        let (replica, result) = documents
+            .workshop
+            .run(move || {
+                let result = work(&mut replica);
+                (replica, result)
+            })
+            .await?;
+        self.replica = Some(replica);
+        Ok(result)
+    }
+
+    /// What someone with this state vector lacks, and what the server has.
+    pub(super) async fn missing(
+        &mut self,
+        documents: &Inner,
+        state_vector: Bytes,
+    ) -> Result<(Bytes, Bytes), Error> {
+        let told = self.with_replica(documents, move |replica| {
+            replica.missing(&state_vector).zip(replica.state_vector())
+        });
+        told.await?.ok_or_else(|| {
+            Error::invalid(
+                "state_vector",
+                "state_vector is no state vector of this document",
+            )
+        })
+    }
+
+    pub(super) async fn join(
+        &mut self,
+        documents: &Inner,
+        topic: &Topic,
+        state_vector: Bytes,
+    ) -> Result<Joined, Error> {
+        let (missing, state_vector) = self.missing(documents, state_vector).await?;
+        let after = Sequence(self.records.cursor().0.saturating_sub(1));
+        let records = documents
+            .topics
+            .subscribe(topic, Start::After(after), Records)
+            .await?;
+        Ok(Joined {
+            missing,
+            state_vector,
+            records,
+        })
+    }
+
+    /// Stores updates; see [`super::Document::apply`].
+    pub(super) async fn apply(
+        &mut self,
+        documents: &Inner,
+        topic: &Topic,
+        changes: Vec<Change>,
+    ) -> (Vec<Saved>, Option<Error>) {
+        let (tried, refused) = match self.try_out(documents, &changes).await {
+            Ok(tried) => tried,
+            Err(error) => return (Vec::new(), Some(error)),
+        };
+        let refusal = refused.map(|refused| refusal(refused, documents.max_size));
+        if refused.is_some_and(Refused::is_spoiling) {
+            self.replica = None;
+        }
+        let (saved, failed) = self.store(documents, topic, changes, &tried).await;
+        if failed.is_some() {
+            self.replica = None;
+        }
+        self.compact_when_due(documents, topic).await;
+        (saved, failed.or(refusal))
+    }
+
+    async fn try_out(&mut self, documents: &Inner, changes: &[Change]) -> Result<Tried, Error> {
+        let updates: Vec<_> = changes.iter().map(|change| change.update.clone()).collect();
+        let trying = self.with_replica(documents, move |replica| {
+            let mut tried = Vec::with_capacity(updates.len());
+            for update in updates {
+                match replica.apply(&update) {
+                    Ok(is_new) => tried.push(is_new),
+                    Err(refused) => return (tried, Some(refused)),
+                }
+            }
+            (tried, None)
+        });
+        trying.await
+    }
+
+    /// Appends those that brought something, or have a key, in one batch. On an error the copy has more than the log.
+    async fn store(
+        &mut self,
+        documents: &Inner,
+        topic: &Topic,
+        changes: Vec<Change>,
+        tried: &[bool],
+    ) -> (Vec<Saved>, Option<Error>) {
+        let before = self.last;
+        let is_stored: Vec<_> = tried
+            .iter()
+            .zip(&changes)
+            .map(|(is_new, change)| *is_new || change.key.is_some())
+            .collect();
+        let records: Vec<_> = changes
+            .into_iter()
+            .zip(&is_stored)
+            .filter(|(_, is_stored)| **is_stored)
+            .map(|(change, _)| change.into_record(topic))
+            .collect();
+        let appended = match self.append(documents, records).await {
+            Ok(appended) => appended,
+            Err(error) => return (Vec::new(), Some(error)),
+        };
+        let mut appended = appended.into_iter();
+        let mut saved: Vec<Saved> = Vec::with_capacity(tried.len());
+        for (is_new, is_stored) in tried.iter().zip(is_stored) {
+            let sequence = match is_stored.then(|| appended.next()).flatten() {
+                // What brought nothing is in what was there before it, in this batch too.
+                None => saved
+                    .last()
+                    .map_or(before, |saved| saved.sequence.max(before)),
+                Some(Ok(one)) => {
+                    if one.is_duplicate && *is_new {
+                        // The log has what the copy did not: it is read anew.
+                        self.replica = None;
+                    }
+                    one.sequence
+                }
+                Some(Err(error)) => return (saved, Some(error)),
+            };
+            saved.push(Saved {
+                sequence,
+                is_stored,
+            });
+        }
+        (saved, None)
+    }
+
+    /// Appends records whose content the copy has, and takes them from the feed.
+    async fn append(
+        &mut self,
+        documents: &Inner,
+        records: Vec<NewRecord>,
+    ) -> Result<Vec<Result<Appended, Error>>, Error> {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut pipeline = documents.topics.pipeline();
+        pipeline.push(records).await?;
+        let appended = pipeline.next().await?;
+        let own: HashSet<Sequence> = appended
+            .iter()
+            .flatten()
+            .filter(|one| !one.is_duplicate)
+            .map(|one| one.sequence)
+            .collect();
+        let until = own
+            .iter()
+            .max()
+            .map_or(Sequence::default(), |last| last.next());
+        while let Some(mut records) = self.next_before(until).await? {
+            self.note(&records);
+            records.retain(|record| !own.contains(&record.sequence));
+            self.replay(documents, records).await?;
+        }
+        Ok(appended)
+    }
+
+    /// Stores the document as one and drops what that makes superfluous. A failure is logged: the document is whole without.
+    async fn compact_when_due(&mut self, documents: &Inner, topic: &Topic) {
+        let is_due = self.loose >= documents.compact_after || self.loose_bytes > documents.max_size;
+        if !is_due || self.replica.is_none() {
+            return;
+        }
+        if let Err(error) = self.compact(documents, topic).await {
+            tracing::warn!(%error, "a document was not compacted");
+            self.replica = None;
+        }
+    }
+
+    async fn compact(&mut self, documents: &Inner, topic: &Topic) -> Result<(), Error> {
+        // Everything before this position is in the snapshot; what others append meanwhile is not, and is kept.
+        let covered = self.records.cursor();
+        let state = self.with_replica(documents, Replica::state).await?;
+        let failed = || Error::Log(log::Error::Corrupt("a document cannot be encoded".into()));
+        let snapshot = NewRecord {
+            topic: topic.clone(),
+            publisher: SNAPSHOT.0.into(),
+            id: SNAPSHOT.1.into(),
+            kind: Kind::Snapshot as u16,
+            event_time: None,
+            key: None,
+            trace: trace::current(),
+            payload: state.ok_or_else(failed)?,
+        };
+        for outcome in self.append(documents, vec![snapshot]).await? {
+            outcome?;
+        }
+        documents.topics.trim(topic, covered).await?;
+        (self.loose, self.loose_bytes) = (0, 0);
+        Ok(())
+    }
+}
+
+fn refusal(refused: Refused, max_size: usize) -> Error {
+    match refused {
+        Refused::Malformed => Error::invalid("update", "the update is malformed"),
+        Refused::Senseless => {
+            Error::invalid("update", "the update makes no sense in this document")
+        }
+        Refused::TooLarge => Error::Limit {
+            what: "bytes of a document",
+            limit: max_size,
+        },
+    }
+}
