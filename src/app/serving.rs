@@ -25,6 +25,7 @@ use crate::{
         Files, Hub, Presence, Signals, Topics,
         canary::Canary,
         collect::Collect,
+        documents::Documents,
         feeds::{
             Feeds, Happening,
             own::{self, OwnFeeds},
@@ -196,6 +197,11 @@ impl Serving {
             feeds: Feeds::new(topics.clone(), own.sender()),
             files: files.clone(),
             rooms: Rooms::new(topics.clone()),
+            documents: Documents::new(
+                topics.clone(),
+                &self.config.documents,
+                services::message_limit(&self.config.limits),
+            ),
             topics,
             signals: Signals::new(self.metrics.clone()),
             presence: presence.clone(),

@@ -5,6 +5,7 @@
 
 mod chat;
 mod check;
+mod collaboration;
 mod duplex;
 mod feedback;
 mod files;
@@ -24,7 +25,8 @@ use crate::{
     call::Methods,
     config::{Limits, Processing},
     core::{
-        Feeds, Files, Presence, Signals, Topics, collect::Collect, instance::Instance, rooms::Rooms,
+        Feeds, Files, Presence, Signals, Topics, collect::Collect, documents::Documents,
+        instance::Instance, rooms::Rooms,
     },
     proto,
     telemetry::Metrics,
@@ -51,6 +53,8 @@ pub struct Core {
     pub presence: Presence,
     /// The files.
     pub files: Files,
+    /// The shared documents.
+    pub documents: Documents,
     /// This instance's own measurements.
     pub instance: Instance,
     /// What a call may ask for.
@@ -117,7 +121,7 @@ pub fn with_reflection(routes: Routes) -> Result<Routes, tonic_reflection::serve
 }
 
 /// The largest message in bytes, as tonic takes it.
-fn message_limit(limits: &Limits) -> usize {
+pub(crate) fn message_limit(limits: &Limits) -> usize {
     usize::try_from(limits.message.as_u64()).unwrap_or(usize::MAX)
 }
 
