@@ -10,13 +10,13 @@ use crate::{support::TestServer, tools::tool};
 const PATIENCE: Duration = Duration::from_secs(700);
 
 /// A file of this directory or, with `../`, of the repository.
-fn file(path: &str) -> String {
+pub(crate) fn file(path: &str) -> String {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/interop");
     here.join(path).to_str().unwrap().to_owned()
 }
 
 /// Runs a client to its end; shows what it printed.
-async fn passes(program: &str, args: &[&str]) {
+pub(crate) async fn passes(program: &str, args: &[&str]) {
     let run = Command::new(tool(program))
         .args(args)
         .env("PYTHONDONTWRITEBYTECODE", "1")

@@ -8,6 +8,7 @@
 )]
 
 mod clients;
+mod documents;
 mod examples;
 mod grpcurl;
 mod prometheus;
@@ -66,10 +67,10 @@ fn python_has_the_client_packages_and_the_stubs() {
 
 #[test]
 fn node_has_the_client_packages() {
-    let program = "for (const name of ['@grpc/grpc-js', '@grpc/proto-loader', 'google-protobuf', 'grpc-web'])\n\
+    let program = "for (const name of ['@grpc/grpc-js', '@grpc/proto-loader', 'google-protobuf', 'grpc-web', 'yjs', 'y-protocols/sync'])\n\
         console.log(typeof require(name))";
     assert_eq!(
         output("node", &["-e", program]).trim(),
-        "object\nobject\nobject\nobject"
+        "object\nobject\nobject\nobject\nobject\nobject"
     );
 }
