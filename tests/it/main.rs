@@ -37,6 +37,7 @@ mod log_conformance;
 mod log_embedded;
 mod log_model;
 mod log_support;
+mod merged;
 mod notifications;
 mod otlp;
 mod presence;
