@@ -35,7 +35,7 @@ pub(super) fn json(message: &Message) -> serde_json::Result<String> {
 
 /// Sequence, time, user and content, separated by tabs.
 pub(super) fn columns(message: &Message) -> String {
-    let time = seconds_of(message).map_or_else(|| "-".to_owned(), |time| time.to_string());
+    let time = to_seconds(message.timestamp);
     let (user, content) = (plain(&message.user), plain(&message.content));
     format!("{}\t{time}\t{user}\t{content}", message.sequence)
 }
@@ -53,6 +53,20 @@ pub(super) fn spoken(message: &Message, paint: Paint) -> String {
             paint.dim(&format!("{time} * {content}"))
         }
     }
+}
+
+/// A time to the second, as columns show it.
+pub(super) fn to_seconds(time: Option<Timestamp>) -> String {
+    let Some(time) = time else {
+        return "-".into();
+    };
+    let seconds = time.normalized().seconds;
+    Timestamp { seconds, nanos: 0 }.to_string()
+}
+
+/// Bytes in hexadecimal.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// When the message was said, to the second.

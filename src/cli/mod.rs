@@ -3,13 +3,18 @@
 //! Records go to stdout, everything else to stderr. No command keeps state: each is a thin user of [`crate::client`].
 
 pub mod bench;
+mod bulk;
 mod chat;
 pub mod config;
+mod data;
+mod events;
 mod failure;
+mod follow;
 mod format;
 mod health;
 mod input;
 mod notices;
+mod notify;
 mod publish;
 pub mod serve;
 mod subscribe;
@@ -58,6 +63,9 @@ enum Command {
     Chat(chat::ChatArgs),
     Subscribe(subscribe::SubscribeArgs),
     Publish(publish::PublishArgs),
+    Events(events::EventsArgs),
+    Notify(notify::NotifyArgs),
+    Data(data::DataArgs),
     Health(health::HealthArgs),
     Config(config::Args),
     Bench(Box<bench::BenchArgs>),
@@ -76,6 +84,9 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Chat(args) => chat::run(args).await,
         Command::Subscribe(args) => interruptible(subscribe::run(args)).await,
         Command::Publish(args) => interruptible(publish::run(args)).await,
+        Command::Events(args) => interruptible(events::run(args)).await,
+        Command::Notify(args) => interruptible(notify::run(args)).await,
+        Command::Data(args) => interruptible(data::run(args)).await,
         Command::Health(args) => interruptible(health::run(args)).await,
         Command::Config(args) => config::run(args),
         Command::Bench(args) => interruptible(measure(*args)).await,

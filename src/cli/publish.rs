@@ -1,23 +1,11 @@
 //! `weir publish`: lines from stdin into a room.
 
-use std::io::{self, IsTerminal as _, Write as _};
-
 use clap::Args;
 use prost_types::Timestamp;
 use serde::Deserialize;
-use tokio::sync::mpsc::Receiver;
 
-use super::{Failure, Persistence, Target, input, input::Batch};
-use crate::{
-    client::Client,
-    proto::chat::{Message, MessageType},
-};
-
-/// Messages of one call at most.
-const CALL_LINES: usize = 1000;
-
-/// No further batch joins a call that holds this many bytes.
-const CALL_BYTES: usize = 2 * 1024 * 1024;
+use super::{Failure, Persistence, Target, bulk};
+use crate::proto::chat::{Message, MessageType};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -52,124 +40,11 @@ pub(super) struct PublishArgs {
 
 pub(super) async fn run(args: PublishArgs) -> Result<(), Failure> {
     let client = args.persistence.connect(&args.server).await?;
-    let mut lines = input::stdin()?;
-    let mut publisher = Publisher {
-        client,
-        args,
-        stored: 0,
-        shows_progress: io::stderr().is_terminal(),
+    let send = |messages| {
+        let client = client.clone();
+        async move { client.upload_all(messages).await }
     };
-    while let Some(call) = next_call(&mut lines).await {
-        publisher.publish(call).await?;
-    }
-    Ok(writeln!(io::stdout(), "{}", publisher.stored)?)
-}
-
-/// What goes into one call: lines, and what is wrong with the line after them.
-#[derive(Default)]
-struct Call {
-    first: u64,
-    lines: Vec<String>,
-    failure: Option<Failure>,
-}
-
-impl Call {
-    fn push(&mut self, batch: Result<Batch, Failure>) {
-        match batch {
-            Ok(batch) => {
-                self.first = if self.lines.is_empty() {
-                    batch.first
-                } else {
-                    self.first
-                };
-                self.lines.extend(batch.lines);
-            }
-            Err(failure) => self.failure = Some(failure),
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        let bytes: usize = self.lines.iter().map(String::len).sum();
-        self.failure.is_some() || self.lines.len() >= CALL_LINES || bytes >= CALL_BYTES
-    }
-}
-
-/// Waits for lines, then takes all that are there up to the limits; `None` at the end.
-async fn next_call(lines: &mut Receiver<Result<Batch, Failure>>) -> Option<Call> {
-    let mut call = Call::default();
-    call.push(lines.recv().await?);
-    while !call.is_full() {
-        match lines.try_recv() {
-            Ok(batch) => call.push(batch),
-            Err(_) => break,
-        }
-    }
-    Some(call)
-}
-
-struct Publisher {
-    client: Client,
-    args: PublishArgs,
-    stored: u64,
-    shows_progress: bool,
-}
-
-impl Publisher {
-    /// Stores a call's lines; those before a bad one too.
-    async fn publish(&mut self, call: Call) -> Result<(), Failure> {
-        let (messages, failure) = self.messages(call.first, call.lines);
-        let last = call.first + messages.len() as u64;
-        if !messages.is_empty() {
-            let outcome = self.client.upload_all(messages).await;
-            self.stored += outcome.map_err(|status| {
-                let lines = format!(
-                    "{} stored, lines {} to {} not acknowledged",
-                    self.stored,
-                    call.first,
-                    last - 1
-                );
-                Failure::status(&self.args.server.addr, &status).context(&lines)
-            })?;
-            self.progress();
-        }
-        let failure = failure.or(call.failure);
-        failure.map_or(Ok(()), |failure| {
-            Err(failure.context(&format!("{} stored", self.stored)))
-        })
-    }
-
-    /// The messages up to the first bad line, and what is wrong with it.
-    fn messages(&self, first: u64, lines: Vec<String>) -> (Vec<Message>, Option<Failure>) {
-        let mut messages = Vec::with_capacity(lines.len());
-        for (number, line) in (first..).zip(lines) {
-            match message(&self.args, line) {
-                Ok(message) => messages.push(message),
-                Err(problem) => {
-                    return (
-                        messages,
-                        Some(Failure::failed(format!("line {number}: {problem}"))),
-                    );
-                }
-            }
-        }
-        (messages, None)
-    }
-
-    fn progress(&self) {
-        if self.shows_progress {
-            // Progress is not worth failing for.
-            let _ = write!(io::stderr(), "\r{} stored", self.stored);
-        }
-    }
-}
-
-impl Drop for Publisher {
-    /// Leaves the line that the progress is on.
-    fn drop(&mut self) {
-        if self.shows_progress && self.stored > 0 {
-            let _ = writeln!(io::stderr());
-        }
-    }
+    bulk::store(&args.server.addr, |line| message(&args, line), send).await
 }
 
 /// A line of JSON input; room and sequence, as `weir subscribe --json` writes them, are accepted and mean nothing.
@@ -221,8 +96,6 @@ fn kind(name: String) -> Result<MessageType, String> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::sync::mpsc;
-
     use super::*;
     use crate::cli::{Cli, Command, format};
 
@@ -235,13 +108,6 @@ mod tests {
             Command::Publish(args) => args,
             other => panic!("{other:?}"),
         }
-    }
-
-    fn batch(first: u64, lines: usize, length: usize) -> Result<Batch, Failure> {
-        Ok(Batch {
-            first,
-            lines: vec!["x".repeat(length); lines],
-        })
     }
 
     #[test]
@@ -306,26 +172,5 @@ mod tests {
             let error = message(&args(&["--json"]), line.into()).unwrap_err();
             assert!(error.contains(problem), "{error}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_call_takes_what_is_there_within_its_limits() {
-        let (sender, mut lines) = mpsc::channel(9);
-        for call in 0..5 {
-            sender.send(batch(1 + call * 250, 250, 1)).await.unwrap();
-        }
-        let call = next_call(&mut lines).await.unwrap();
-        assert_eq!((call.first, call.lines.len()), (1, 1000));
-        let call = next_call(&mut lines).await.unwrap();
-        assert_eq!((call.first, call.lines.len()), (1001, 250));
-        for _ in 0..3 {
-            sender.send(batch(1, 1, CALL_BYTES / 2)).await.unwrap();
-        }
-        assert_eq!(next_call(&mut lines).await.unwrap().lines.len(), 2);
-        sender.send(Err(Failure::failed("line 9"))).await.unwrap();
-        drop(sender);
-        let call = next_call(&mut lines).await.unwrap();
-        assert_eq!((call.lines.len(), call.failure.is_some()), (1, true));
-        assert!(next_call(&mut lines).await.is_none());
     }
 }

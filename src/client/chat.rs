@@ -133,14 +133,14 @@ pub fn keyed(message: Message) -> Message {
     }
 }
 
-fn key_or_new(key: &str) -> String {
+pub(super) fn key_or_new(key: &str) -> String {
     match key {
         "" => Uuid::now_v7().to_string(),
         key => key.to_owned(),
     }
 }
 
-fn timed<T>(message: T, timeout: Duration) -> Request<T> {
+pub(super) fn timed<T>(message: T, timeout: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(timeout);
     request

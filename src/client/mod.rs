@@ -9,6 +9,7 @@
 mod chat;
 mod code;
 mod cursor;
+mod feeds;
 mod retry;
 mod subscription;
 
