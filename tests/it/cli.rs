@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 /// One running command.
-struct Run {
+pub(crate) struct Run {
     child: Child,
     stdin: Option<ChildStdin>,
     stdout: Option<Lines<BufReader<ChildStdout>>>,
@@ -23,14 +23,14 @@ struct Run {
 
 /// How a command ended, and what it had not been asked for before.
 #[derive(Debug)]
-struct Ended {
-    code: Option<i32>,
-    out: Vec<String>,
-    err: Vec<String>,
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) out: Vec<String>,
+    pub(crate) err: Vec<String>,
 }
 
 impl Run {
-    fn start(args: &[&str]) -> Self {
+    pub(crate) fn start(args: &[&str]) -> Self {
         let mut child = Command::new(binary())
             .args(args)
             .env_remove("WEIR_ADDR")
@@ -49,13 +49,13 @@ impl Run {
     }
 
     /// Runs a command on `server`.
-    fn on(server: &TestServer, args: &[&str]) -> Self {
+    pub(crate) fn on(server: &TestServer, args: &[&str]) -> Self {
         let url = server.url();
         Self::start(&[args, &["--addr", &url]].concat())
     }
 
     /// Writes a line to stdin.
-    async fn say(&mut self, line: &str) {
+    pub(crate) async fn say(&mut self, line: &str) {
         let stdin = self.stdin.as_mut().expect("stdin is open");
         soon(
             "stdin to take a line",
@@ -66,7 +66,7 @@ impl Run {
     }
 
     /// The next line of stdout.
-    async fn line(&mut self) -> String {
+    pub(crate) async fn line(&mut self) -> String {
         let stdout = self.stdout.as_mut().expect("stdout is open");
         soon("a line of stdout", stdout.next_line())
             .await
@@ -75,7 +75,7 @@ impl Run {
     }
 
     /// The first line of stderr from here on that contains `text`.
-    async fn notice(&mut self, text: &str) -> String {
+    pub(crate) async fn notice(&mut self, text: &str) -> String {
         loop {
             let line = soon(text, self.stderr.next_line()).await.expect("text");
             let line = line.unwrap_or_else(|| panic!("stderr ended without {text:?}"));
@@ -85,14 +85,14 @@ impl Run {
         }
     }
 
-    fn interrupt(&self) {
+    pub(crate) fn interrupt(&self) {
         let pid = self.child.id().expect("the process runs").cast_signed();
         let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
         rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a signal");
     }
 
     /// Closes stdin and waits for the end.
-    async fn end(mut self) -> Ended {
+    pub(crate) async fn end(mut self) -> Ended {
         drop(self.stdin.take());
         let out = async {
             match &mut self.stdout {
@@ -140,7 +140,7 @@ fn spoken(line: &str) -> &str {
 }
 
 /// A server whose port survives it.
-async fn restartable() -> TestServer {
+pub(crate) async fn restartable() -> TestServer {
     TestServer::with(Settings::default().set("server.grpc", OWN_ADDRESS)).await
 }
 
@@ -602,7 +602,17 @@ async fn config_prints_what_is_in_effect_and_reports_every_mistake() {
 
 #[tokio::test]
 async fn help_shows_examples() {
-    for command in ["serve", "chat", "subscribe", "publish", "health", "config"] {
+    for command in [
+        "serve",
+        "chat",
+        "subscribe",
+        "publish",
+        "events",
+        "notify",
+        "data",
+        "health",
+        "config",
+    ] {
         let ended = Run::start(&[command, "--help"]).end().await;
         assert_eq!((ended.code, ended.err.len()), (Some(0), 0));
         let example = format!("  weir {command}");

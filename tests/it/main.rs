@@ -17,6 +17,7 @@ mod chat_session;
 mod chat_upload;
 mod chat_v1;
 mod cli;
+mod cli_feeds;
 mod collect;
 mod config;
 mod core_model;
