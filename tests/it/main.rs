@@ -27,6 +27,7 @@ mod docs;
 mod doors;
 mod drain;
 mod events;
+mod files;
 mod garbage;
 mod health;
 mod helloworld;
