@@ -10,6 +10,7 @@ mod data;
 mod events;
 mod failure;
 mod follow;
+mod files;
 mod format;
 mod health;
 mod input;
@@ -66,6 +67,9 @@ enum Command {
     Events(events::EventsArgs),
     Notify(notify::NotifyArgs),
     Data(data::DataArgs),
+    Upload(files::UploadArgs),
+    Download(files::DownloadArgs),
+    Files(files::FilesArgs),
     Health(health::HealthArgs),
     Config(config::Args),
     Bench(Box<bench::BenchArgs>),
@@ -87,6 +91,9 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Events(args) => interruptible(events::run(args)).await,
         Command::Notify(args) => interruptible(notify::run(args)).await,
         Command::Data(args) => interruptible(data::run(args)).await,
+        Command::Upload(args) => interruptible(files::upload(args)).await,
+        Command::Download(args) => interruptible(files::download(args)).await,
+        Command::Files(args) => interruptible(files::files(args)).await,
         Command::Health(args) => interruptible(health::run(args)).await,
         Command::Config(args) => config::run(args),
         Command::Bench(args) => interruptible(measure(*args)).await,

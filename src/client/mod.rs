@@ -10,6 +10,7 @@ mod chat;
 mod code;
 mod cursor;
 mod feeds;
+mod files;
 mod retry;
 mod subscription;
 
@@ -22,6 +23,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use chat::keyed;
 pub use code::is_retryable;
+pub use files::{FileUpload, Transfer, TransferError};
 pub use retry::{Retry, RetryPolicy, SystemTiming, Timing};
 pub use subscription::{Event, Sequenced, Subscription};
 

@@ -772,7 +772,10 @@ async fn the_second_writer_takes_over() {
     assert!(!one.call.is_finished());
 
     let two = Open::begin(&clients.service, metadata);
-    let status = soon("the first to end", one.call).await.unwrap().unwrap_err();
+    let status = soon("the first to end", one.call)
+        .await
+        .unwrap()
+        .unwrap_err();
     assert_eq!(status.code(), Code::Aborted, "{status:?}");
     assert_eq!(info(&status).0, "SUPERSEDED");
     assert_eq!(status.message(), "another stream took this upload over");
