@@ -22,7 +22,7 @@ use crate::{
     call::{CallLayer, Streams},
     config::{Config, Drain},
     core::{
-        Files, Hub, Presence, Signals, Topics,
+        Feedback, Files, Hub, Presence, Signals, Topics,
         canary::Canary,
         collect::Collect,
         documents::Documents,
@@ -193,9 +193,11 @@ impl Serving {
             .map_err(|error| Error::Task(error.to_string()))?;
         presence.recover().await?;
         let (files, are_found) = self.open_files().await?;
+        let feedback = Feedback::new(topics.clone());
         let core = Core {
             feeds: Feeds::new(topics.clone(), own.sender()),
             files: files.clone(),
+            feedback: feedback.map_err(|error| Error::Task(error.to_string()))?,
             rooms: Rooms::new(topics.clone()),
             documents: Documents::new(
                 topics.clone(),

@@ -8,6 +8,7 @@ pub mod canary;
 pub mod collect;
 pub mod documents;
 mod error;
+pub mod feedback;
 pub mod feeds;
 pub mod files;
 pub mod hub;
@@ -22,6 +23,7 @@ mod topics;
 
 pub use appender::{Appender, Pipeline};
 pub use error::{Error, ErrorCode, Violation};
+pub use feedback::Feedback;
 pub use feeds::Feeds;
 pub use files::Files;
 pub use hub::Hub;

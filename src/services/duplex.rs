@@ -2,8 +2,8 @@
 
 use std::{collections::VecDeque, future::Future};
 
-use futures::stream;
-use tonic::{Request, Status, Streaming};
+use futures::{FutureExt as _, stream};
+use tonic::{Code, Request, Status, Streaming};
 
 use super::{Responses, incoming::Incoming};
 use crate::{call::into_status, core::Error, log::Sequence};
@@ -45,7 +45,8 @@ pub(super) trait Duplex: Send + 'static {
     /// Whether everything taken in is stored and answered. When the client is done too, the stream ends.
     fn is_settled(&self) -> bool;
 
-    /// The client sends nothing more.
+    /// The client sends nothing more: it closed its side, or cancelled the call. Not called when the connection broke or the
+    /// server ended the call.
     fn closed(&mut self) {}
 
     /// The stream will end with an error once it is settled: give up what is followed.
@@ -78,7 +79,7 @@ struct Driver<D: Duplex> {
 
 /// What came first.
 enum Step<I, E> {
-    Incoming(Option<Vec<I>>),
+    Incoming(Result<Option<Vec<I>>, Status>),
     Event(E),
 }
 
@@ -106,14 +107,13 @@ impl<D: Duplex> Driver<D> {
         let listens = self.is_open && self.side.has_room();
         let step = tokio::select! {
             event = self.side.event() => Step::Event(event.map_err(into_status)?),
-            batch = self.incoming.next_batch(), if listens => Step::Incoming(batch?),
+            batch = self.incoming.next_batch(), if listens => Step::Incoming(batch),
         };
         match step {
-            Step::Incoming(None) => {
-                self.is_open = false;
-                self.side.closed();
+            Step::Incoming(Ok(Some(batch))) => {
+                self.side.take(batch, &mut self.outgoing).await?;
             }
-            Step::Incoming(Some(batch)) => self.side.take(batch, &mut self.outgoing).await?,
+            Step::Incoming(ended) => return self.ended(ended.map(drop)),
             Step::Event(event) => self
                 .side
                 .handle(event, &mut self.outgoing)
@@ -121,6 +121,33 @@ impl<D: Duplex> Driver<D> {
                 .map_err(into_status)?,
         }
         Ok(())
+    }
+}
+
+impl<D: Duplex> Driver<D> {
+    /// The client's messages end, well or not.
+    fn ended(&mut self, outcome: Result<(), Status>) -> Result<(), Status> {
+        self.is_open = false;
+        let is_broken = |status: &Status| status.code() != Code::Cancelled;
+        if !outcome.as_ref().is_err_and(is_broken) {
+            self.side.closed();
+        }
+        outcome
+    }
+}
+
+impl<D: Duplex> Drop for Driver<D> {
+    /// A call that its client cancels is dropped without being asked again: what the client did last tells. What is left of
+    /// its messages is within the upload window.
+    fn drop(&mut self) {
+        while self.is_open {
+            match self.incoming.next_batch().now_or_never() {
+                Some(Ok(Some(_))) => {}
+                // The call's end is nobody's news any more.
+                Some(ended) => drop(self.ended(ended.map(drop))),
+                None => return,
+            }
+        }
     }
 }
 

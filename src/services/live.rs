@@ -21,6 +21,7 @@ use tonic::{Status, Streaming, body::Body, codec::Codec as _, server::NamedServi
 use tonic_prost::ProstCodec;
 use tower::Service;
 
+use super::Responses;
 use crate::{
     call::{Call, into_status},
     core::{
@@ -434,6 +435,18 @@ impl<S: Source> Drop for LiveBody<S> {
             source.cancelled();
         }
     }
+}
+
+/// A stream that says in its header after which sequence it begins, as hot subscriptions do.
+pub(super) fn positioned<T>(
+    responses: Responses<T>,
+    cursor: Sequence,
+) -> tonic::Response<Responses<T>> {
+    let mut response = tonic::Response::new(responses);
+    let after = cursor.0.saturating_sub(1);
+    let metadata = response.metadata_mut();
+    metadata.insert(AFTER_SEQUENCE, after.into());
+    response
 }
 
 /// A status as the end of a body.

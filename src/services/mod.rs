@@ -25,7 +25,7 @@ use crate::{
     call::Methods,
     config::{Limits, Processing},
     core::{
-        Feeds, Files, Presence, Signals, Topics, collect::Collect, documents::Documents,
+        Feedback, Feeds, Files, Presence, Signals, Topics, collect::Collect, documents::Documents,
         instance::Instance, rooms::Rooms,
     },
     proto,
@@ -55,6 +55,8 @@ pub struct Core {
     pub files: Files,
     /// The shared documents.
     pub documents: Documents,
+    /// Consumers' feedback and the replies to it.
+    pub feedback: Feedback,
     /// This instance's own measurements.
     pub instance: Instance,
     /// What a call may ask for.

@@ -47,7 +47,8 @@ pub(super) trait Dialect: Send + 'static {
     /// The service's full name.
     const SERVICE: &'static str;
     /// Whether rooms are told that a user of this stream comes and goes, and whether it hears others from then on. Otherwise
-    /// users come silently, and the stream hears what is said after its first message to a room.
+    /// users come silently, and the stream hears what is said after its first message to a room; where it resumes counts for
+    /// its first room only.
     const ANNOUNCES: bool;
     /// Whether the client hears who is typing.
     const HEARS_TYPING: bool = false;
@@ -211,7 +212,9 @@ impl<D: Dialect> Duplex for Session<D> {
 
     /// The client is done: its users leave.
     fn closed(&mut self) {
-        self.leave();
+        for (_, users) in self.entered.drain() {
+            users.into_values().for_each(Stay::leave);
+        }
     }
 
     /// Its users hold a lease: whoever meets an error comes back.
@@ -358,7 +361,11 @@ impl<D: Dialect> Session<D> {
             });
         }
         // A resuming client says where it was; whether it can go on there shows before it speaks.
-        if let Some(after) = self.resume {
+        let resume = match D::ANNOUNCES {
+            true => self.resume,
+            false => self.resume.take(),
+        };
+        if let Some(after) = resume {
             self.rooms.add(room, Start::After(after)).await?;
         }
         self.entered.insert(room.clone(), HashMap::new());
@@ -415,23 +422,6 @@ impl<D: Dialect> Session<D> {
             && self.rooms.topics() > 0
         {
             call.resume_after(Sequence(self.rooms.cursor().0.saturating_sub(1)));
-        }
-    }
-}
-
-impl<D> Session<D> {
-    fn leave(&mut self) {
-        for (_, users) in self.entered.drain() {
-            users.into_values().for_each(Stay::leave);
-        }
-    }
-}
-
-impl<D> Drop for Session<D> {
-    fn drop(&mut self) {
-        let is_cancelled = self.call.as_ref().is_some_and(Call::is_cancelled_by_client);
-        if is_cancelled && !self.is_failed {
-            self.leave();
         }
     }
 }

@@ -215,7 +215,7 @@ async fn one_stream_joins_rooms_by_speaking_in_them() {
 
 #[tokio::test]
 async fn leaving_tells_the_room_whether_the_client_closes_or_cancels() {
-    let server = TestServer::start().await;
+    let server = TestServer::with(Settings::default().set("presence.lease", "10m")).await;
     let mut bob = member(&server, "general", "bob").await;
     let mut reader = subscribed(&server, "general").await;
     for is_cancelled in [false, true] {
@@ -233,8 +233,8 @@ async fn leaving_tells_the_room_whether_the_client_closes_or_cancels() {
         }
         let told = bob.hear().await;
         assert_eq!(
-            (told.user_id.as_str(), told.content),
-            ("system", left("ann"))
+            (told.user_id.as_str(), &told.content),
+            ("system", &left("ann"))
         );
         assert_eq!(told.r#type(), ChatMessageType::System);
         let told = next(&mut reader).await;

@@ -4,11 +4,11 @@ use tonic::Code;
 use weir::proto::streaming::ChatMessage;
 
 use crate::{
-    doors::{Talk, has_members, history, lobby, point},
+    doors::{Talk, has_members, history, lobby, members, point},
     support::{
         TestServer, end,
         errors::{assert_ended, assert_invalid, info},
-        send, soon,
+        eventually, send, soon,
     },
 };
 
@@ -16,23 +16,12 @@ use crate::{
 async fn member(server: &TestServer, user: &str) -> Talk<ChatMessage> {
     let talk = lobby(server.channel().await, None).await.unwrap();
     talk.say(point(user, "joined")).await;
-    let named = async {
-        let members = crate::doors::members(server, "lobby").await;
-        members
-            .iter()
-            .any(|member| member.user == user)
-            .then_some(())
-    };
-    if named.await.is_none() {
-        crate::support::eventually("the member", || async {
-            let members = crate::doors::members(server, "lobby").await;
-            members
-                .iter()
-                .any(|member| member.user == user)
-                .then_some(())
-        })
-        .await;
-    }
+    eventually("the member", || async {
+        let members = members(server, "lobby").await;
+        let is_there = members.iter().any(|member| member.user == user);
+        is_there.then_some(())
+    })
+    .await;
     talk
 }
 
@@ -146,6 +135,9 @@ async fn a_blank_user_or_a_reused_key_ends_the_stream() {
 async fn a_drain_ends_it_with_the_position_to_resume_after() {
     let server = TestServer::start().await;
     let mut ann = member(&server, "ann").await;
+    let bob = member(&server, "bob").await;
+    bob.say(point("bob", "last")).await;
+    while ann.hear().await.content != "last" {}
     server.terminate();
     let status = end(&mut ann.hear).await.unwrap_err();
     assert!(assert_ended(&status, "DRAINING").is_some());

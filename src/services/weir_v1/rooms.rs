@@ -26,6 +26,7 @@ use crate::{
     services::{
         Core, ENVELOPE_BYTES, Responses,
         check::{Check, start, timestamp},
+        live::positioned,
         message_limit,
     },
 };
@@ -100,16 +101,15 @@ impl Rooms for Service {
         let call = request.extensions().get::<Call>().cloned();
         let visit = self.visit(request.into_inner(), call).await;
         let visit = visit.map_err(into_status)?;
-        Ok(Response::new(Box::pin(stream::unfold(
-            Some(visit),
-            |visit| async move {
-                let mut visit = visit?;
-                match visit.next().await {
-                    Ok(event) => Some((Ok(event), Some(visit))),
-                    Err(error) => Some((Err(into_status(error)), None)),
-                }
-            },
-        ))))
+        let cursor = visit.records.cursor();
+        let events = stream::unfold(Some(visit), |visit| async move {
+            let mut visit = visit?;
+            match visit.next().await {
+                Ok(event) => Some((Ok(event), Some(visit))),
+                Err(error) => Some((Err(into_status(error)), None)),
+            }
+        });
+        Ok(positioned(Box::pin(events), cursor))
     }
 
     async fn send(&self, request: Request<SendRequest>) -> Result<Response<SendResponse>, Status> {
