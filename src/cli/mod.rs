@@ -9,6 +9,7 @@ pub mod config;
 mod data;
 mod events;
 mod failure;
+mod feedback;
 mod files;
 mod follow;
 mod format;
@@ -70,6 +71,7 @@ enum Command {
     Upload(files::UploadArgs),
     Download(files::DownloadArgs),
     Files(files::FilesArgs),
+    Feedback(feedback::FeedbackArgs),
     Health(health::HealthArgs),
     Config(config::Args),
     Bench(Box<bench::BenchArgs>),
@@ -94,6 +96,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Upload(args) => interruptible(files::upload(args)).await,
         Command::Download(args) => interruptible(files::download(args)).await,
         Command::Files(args) => interruptible(files::files(args)).await,
+        Command::Feedback(args) => interruptible(feedback::run(args)).await,
         Command::Health(args) => interruptible(health::run(args)).await,
         Command::Config(args) => config::run(args),
         Command::Bench(args) => interruptible(measure(*args)).await,

@@ -9,6 +9,7 @@
 mod chat;
 mod code;
 mod cursor;
+mod feedback;
 mod feeds;
 mod files;
 mod retry;

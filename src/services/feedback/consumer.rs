@@ -59,7 +59,8 @@ impl Feedback for Consumer {
         let call = request.extensions().get::<Call>().cloned();
         let watching = self.watching(request.into_inner(), call).await;
         let watching = watching.map_err(into_status)?;
-        let cursor = watching.records.cursor();
+        let waiting = watching.waiting.front().map(|record| record.sequence);
+        let cursor = waiting.unwrap_or_else(|| watching.records.cursor());
         let replies = stream::unfold(Some(watching), |watching| async move {
             let mut watching = watching?;
             match watching.next().await {
