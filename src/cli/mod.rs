@@ -7,6 +7,7 @@ mod bulk;
 mod chat;
 pub mod config;
 mod data;
+mod doc;
 mod events;
 mod failure;
 mod feedback;
@@ -72,6 +73,7 @@ enum Command {
     Download(files::DownloadArgs),
     Files(files::FilesArgs),
     Feedback(feedback::FeedbackArgs),
+    Doc(doc::DocArgs),
     Health(health::HealthArgs),
     Config(config::Args),
     Bench(Box<bench::BenchArgs>),
@@ -97,6 +99,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Download(args) => interruptible(files::download(args)).await,
         Command::Files(args) => interruptible(files::files(args)).await,
         Command::Feedback(args) => interruptible(feedback::run(args)).await,
+        Command::Doc(args) => interruptible(doc::run(args)).await,
         Command::Health(args) => interruptible(health::run(args)).await,
         Command::Config(args) => config::run(args),
         Command::Bench(args) => interruptible(measure(*args)).await,

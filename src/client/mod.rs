@@ -9,6 +9,7 @@
 mod chat;
 mod code;
 mod cursor;
+mod documents;
 mod feedback;
 mod feeds;
 mod files;
@@ -24,6 +25,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use chat::keyed;
 pub use code::is_retryable;
+pub use documents::TextDocument;
 pub use files::{FileUpload, Transfer, TransferError};
 pub use retry::{Retry, RetryPolicy, SystemTiming, Timing};
 pub use subscription::{Event, Sequenced, Subscription};

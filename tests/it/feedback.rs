@@ -558,15 +558,29 @@ async fn the_command_line_gives_lists_answers_and_watches() {
     let id = id.trim_end();
     let (_, listed) = weir(&server, &["list", "--unanswered"]).await;
     let columns: Vec<_> = listed.trim_end().split('\t').collect();
-    assert_eq!((columns[0], &columns[2..]), (id, &["ann", "2", "too slow", "-"][..]));
+    assert_eq!(
+        (columns[0], &columns[2..]),
+        (id, &["ann", "2", "too slow", "-"][..])
+    );
     let (code, _) = weir(&server, &["reply", id, "--author", "staff", "on it"]).await;
     assert_eq!(code, Some(0));
     assert_eq!(weir(&server, &["list", "--unanswered"]).await.1, "");
-    assert!(weir(&server, &["list", "--answered"]).await.1.ends_with("\tanswered\n"));
+    assert!(
+        weir(&server, &["list", "--answered"])
+            .await
+            .1
+            .ends_with("\tanswered\n")
+    );
     let (_, watched) = weir(&server, &["watch", "--after", "0", "--count", "1"]).await;
-    assert!(watched.starts_with(id) && watched.ends_with("\ttoo slow\n"), "{watched}");
+    assert!(
+        watched.starts_with(id) && watched.ends_with("\ttoo slow\n"),
+        "{watched}"
+    );
     let (_, replies) = weir(&server, &["watch", "--consumer", "ann", "--count", "1"]).await;
-    assert!(replies.starts_with(id) && replies.ends_with("\tstaff\ton it\n"), "{replies}");
+    assert!(
+        replies.starts_with(id) && replies.ends_with("\tstaff\ton it\n"),
+        "{replies}"
+    );
     let (code, _) = weir(&server, &["reply", "feedback-0", "--author", "staff", "hi"]).await;
     assert_eq!(code, Some(4));
 }
