@@ -55,8 +55,8 @@ where
 
 /// The messages up to the first bad line, and what is wrong with it.
 fn messages<M>(
-    first: u64,
-    lines: Vec<String>,
+    pub(super) first: u64,
+    pub(super) lines: Vec<String>,
     parse: impl Fn(String) -> Result<M, String>,
 ) -> (Vec<M>, Option<Failure>) {
     let mut messages = Vec::with_capacity(lines.len());
@@ -74,10 +74,10 @@ fn messages<M>(
 
 /// What goes into one call: lines, and what is wrong with the line after them.
 #[derive(Default)]
-struct Call {
-    first: u64,
-    lines: Vec<String>,
-    failure: Option<Failure>,
+pub(super) struct Call {
+    pub(super) first: u64,
+    pub(super) lines: Vec<String>,
+    pub(super) failure: Option<Failure>,
 }
 
 impl Call {
@@ -102,7 +102,7 @@ impl Call {
 }
 
 /// Waits for lines, then takes all that are there up to the limits; `None` at the end.
-async fn next_call(lines: &mut Receiver<Result<Batch, Failure>>) -> Option<Call> {
+pub(super) async fn next_call(lines: &mut Receiver<Result<Batch, Failure>>) -> Option<Call> {
     let mut call = Call::default();
     call.push(lines.recv().await?);
     while !call.is_full() {

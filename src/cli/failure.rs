@@ -47,6 +47,11 @@ impl Failure {
         Self::new(exit::USAGE, message)
     }
 
+    /// The server took the call and refused part of it.
+    pub fn refused(message: impl Into<String>) -> Self {
+        Self::new(exit::REFUSED, message)
+    }
+
     /// Ended by Ctrl-C; nothing to say.
     pub fn interrupted() -> Self {
         Self::silent(exit::INTERRUPTED)

@@ -5,6 +5,7 @@
 pub mod bench;
 mod bulk;
 mod chat;
+mod collect;
 pub mod config;
 mod data;
 mod doc;
@@ -18,6 +19,7 @@ mod health;
 mod input;
 mod notices;
 mod notify;
+mod process;
 mod publish;
 pub mod serve;
 mod subscribe;
@@ -74,6 +76,8 @@ enum Command {
     Files(files::FilesArgs),
     Feedback(feedback::FeedbackArgs),
     Doc(doc::DocArgs),
+    Collect(collect::CollectArgs),
+    Process(process::ProcessArgs),
     Health(health::HealthArgs),
     Config(config::Args),
     Bench(Box<bench::BenchArgs>),
@@ -100,6 +104,8 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Files(args) => interruptible(files::files(args)).await,
         Command::Feedback(args) => interruptible(feedback::run(args)).await,
         Command::Doc(args) => interruptible(doc::run(args)).await,
+        Command::Collect(args) => interruptible(collect::run(args)).await,
+        Command::Process(args) => interruptible(process::run(args)).await,
         Command::Health(args) => interruptible(health::run(args)).await,
         Command::Config(args) => config::run(args),
         Command::Bench(args) => interruptible(measure(*args)).await,

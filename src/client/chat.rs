@@ -16,7 +16,7 @@ use crate::proto::chat::{
 const SEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time for one try of a batch.
-const UPLOAD_TIMEOUT: Duration = Duration::from_secs(60);
+pub(super) const UPLOAD_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Sequenced for Message {
     fn sequence(&self) -> u64 {

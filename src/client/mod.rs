@@ -13,6 +13,7 @@ mod documents;
 mod feedback;
 mod feeds;
 mod files;
+mod processing;
 mod retry;
 mod subscription;
 

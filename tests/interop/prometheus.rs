@@ -6,6 +6,9 @@ use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
 };
+use weir::proto::streaming::v1::{
+    MetricData, MetricKind, streaming_service_client::StreamingServiceClient,
+};
 
 use crate::{
     support::{TestServer, eventually, follow, next, send, server::http_get, soon},
@@ -101,7 +104,37 @@ async fn busy() -> TestServer {
             .unwrap();
         next(&mut stream).await;
     }
+    collect(&server).await;
     server
+}
+
+/// Telemetry of a client, with all that is hard to quote.
+async fn collect(server: &TestServer) {
+    let labels = [("room", "kitchen"), ("site", "ü \"\\\n{}")];
+    let labels = labels.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let sample = |name: &str, value, kind: MetricKind| MetricData {
+        name: name.into(),
+        value,
+        labels: labels.clone().into(),
+        kind: kind.into(),
+        ..MetricData::default()
+    };
+    let unlabelled = MetricData {
+        labels: std::collections::HashMap::new(),
+        ..sample("room_heat_celsius", f64::INFINITY, MetricKind::Gauge)
+    };
+    let samples = [
+        unlabelled,
+        sample("room_heat_celsius", 21.5, MetricKind::Gauge),
+        sample("door_openings_total", 4.0, MetricKind::Counter),
+        sample("door_openings_total", 3.0, MetricKind::Counter),
+    ];
+    let mut v1 = StreamingServiceClient::new(server.channel().await);
+    let result = v1
+        .collect_metrics(tokio_stream::iter(samples))
+        .await
+        .unwrap();
+    assert_eq!(result.into_inner().accepted, 4);
 }
 
 #[tokio::test]
@@ -117,6 +150,11 @@ async fn prometheus_scrapes_and_answers_queries() {
         .await;
     prometheus
         .eventually("weir_build_info", |value| value == 1.0)
+        .await;
+    prometheus
+        .eventually("door_openings_total{room=\"kitchen\"}", |value| {
+            value == 7.0
+        })
         .await;
     prometheus
         .eventually("sum(rate(weir_append_seconds_count[10s]))", |value| {
@@ -136,7 +174,9 @@ async fn promtool_finds_nothing_to_say_about_the_metrics() {
     let response = server.admin_get("/metrics").await;
     let (_, text) = response.split_once("\r\n\r\n").unwrap();
     assert!(
-        text.contains("weir_build_info{") && text.contains("process_cpu_seconds_total "),
+        text.contains("weir_build_info{")
+            && text.contains("room_heat_celsius ")
+            && text.contains("process_cpu_seconds_total "),
         "{text}"
     );
     let mut promtool = std::process::Command::new(tool("promtool"))

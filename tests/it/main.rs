@@ -18,6 +18,7 @@ mod chat_upload;
 mod chat_v1;
 mod cli;
 mod cli_feeds;
+mod cli_processing;
 mod collect;
 mod config;
 mod core_model;
