@@ -5,7 +5,7 @@
 //! the reset that it is.
 //!
 //! Bounds: `collect.max_series` series, each at most a name, [`MAX_LABELS`] labels and their texts; a series without a
-//! sample for `collect.series_ttl` is forgotten.
+//! sample for `collect.series_ttl` is forgotten. [`MAX_ABANDONED`] keys of calls that broke off.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -24,6 +24,8 @@ use crate::{config, log::Topic, telemetry::Metrics};
 pub const MAX_LABELS: usize = 32;
 /// The longest label value in bytes; names are at most [`Topic::MAX_NAME_BYTES`].
 pub const MAX_LABEL_VALUE_BYTES: usize = 1024;
+/// Keys of samples whose call broke off that are remembered, the newest: two streams' worth.
+pub const MAX_ABANDONED: usize = 16 * 1024;
 /// What the names of this service's own metrics begin with, and of what Prometheus adds to every scrape.
 const RESERVED_PREFIXES: [&str; 5] = ["weir_", "grpc_", "process_", "tokio_", "scrape_"];
 /// Labels that mean something of their own in the exposition format.
@@ -223,6 +225,36 @@ struct State {
     families: BTreeMap<Box<str>, Family>,
     count: usize,
     swept: Option<Instant>,
+    abandoned: Abandoned,
+}
+
+/// Keys of samples that may be stored and are not shown.
+#[derive(Default)]
+struct Abandoned {
+    /// When each came, counted.
+    keys: HashMap<Box<str>, u64>,
+    order: BTreeMap<u64, Box<str>>,
+    next: u64,
+}
+
+impl Abandoned {
+    fn add(&mut self, key: Box<str>) {
+        self.remove(Some(&key));
+        self.next += 1;
+        self.order.insert(self.next, key.clone());
+        self.keys.insert(key, self.next);
+        if self.keys.len() > MAX_ABANDONED
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.keys.remove(&oldest);
+        }
+    }
+
+    /// Forgets a key; whether it was there.
+    fn remove(&mut self, key: Option<&str>) -> bool {
+        let number = key.and_then(|key| self.keys.remove(key));
+        number.is_some_and(|number| self.order.remove(&number).is_some())
+    }
 }
 
 struct Family {
@@ -264,9 +296,25 @@ impl Collect {
         self.0.lock().reserve(sample, Instant::now())
     }
 
-    /// Shows a sample that is stored. For one that only repeats an earlier one this must not be called.
-    pub fn show(&self, sample: Sample) {
-        self.0.lock().show(sample, Instant::now());
+    /// Shows a sample that is stored.
+    pub fn stored(&self, sample: Sample, key: Option<&str>) {
+        let mut state = self.0.lock();
+        state.abandoned.remove(key);
+        state.show(sample, Instant::now());
+    }
+
+    /// A sample repeats one that was stored under its key: it is shown already, unless the call that stored it broke off
+    /// before it knew.
+    pub fn repeated(&self, sample: Sample, key: Option<&str>) {
+        let mut state = self.0.lock();
+        if state.abandoned.remove(key) {
+            state.show(sample, Instant::now());
+        }
+    }
+
+    /// The call of a sample broke off before it was known whether the sample is stored.
+    pub fn abandoned(&self, key: Box<str>) {
+        self.0.lock().abandoned.add(key);
     }
 
     /// Counts a refused sample.
@@ -290,6 +338,7 @@ impl State {
             families: BTreeMap::new(),
             count: 0,
             swept: None,
+            abandoned: Abandoned::default(),
         }
     }
 
@@ -627,6 +676,41 @@ mod tests {
             let refusal = Sample::new("a", Kind::Counter, &labels(&[]), bad).unwrap_err();
             assert_eq!(refusal.reason, Reason::Value);
         }
+    }
+
+    #[test]
+    fn abandoned_keys_are_bounded_and_the_newest_stay() {
+        let mut abandoned = Abandoned::default();
+        for number in 0..=MAX_ABANDONED {
+            abandoned.add(number.to_string().into());
+        }
+        abandoned.add("7".into());
+        assert_eq!(
+            (abandoned.keys.len(), abandoned.order.len()),
+            (MAX_ABANDONED, MAX_ABANDONED)
+        );
+        assert!(!abandoned.remove(Some("0")) && !abandoned.remove(None));
+        assert!(abandoned.remove(Some("7")) && !abandoned.remove(Some("7")));
+        assert!(abandoned.remove(Some("1")));
+    }
+
+    #[test]
+    fn a_repetition_shows_only_what_its_first_call_did_not() {
+        let metrics = Metrics::new();
+        let collect = Collect::new(&config::Collect::default(), &metrics).unwrap();
+        let hit = || sample("hits_total", Kind::Counter, &[], 1.0);
+        let shown = || text(&collect.0.lock()).lines().last().map(str::to_owned);
+        collect.repeated(hit(), Some("k"));
+        assert_eq!(shown(), None);
+        collect.abandoned("k".into());
+        collect.repeated(hit(), Some("k"));
+        collect.repeated(hit(), Some("k"));
+        assert_eq!(shown().as_deref(), Some("hits_total 1"));
+        // It was not stored after all.
+        collect.abandoned("l".into());
+        collect.stored(hit(), Some("l"));
+        collect.repeated(hit(), Some("l"));
+        assert_eq!(shown().as_deref(), Some("hits_total 2"));
     }
 
     /// So that no client can send what looks like the service's own.

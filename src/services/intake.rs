@@ -24,6 +24,9 @@ pub(super) trait Admission {
     /// An admitted item is durable; or its key stands for another one, and it is refused, to be noted. In the order they
     /// came.
     fn settled(&mut self, taken: Self::Taken, outcome: Result<Appended, Error>);
+
+    /// The call ended before it was known whether an admitted item is stored.
+    fn abandoned(&mut self, _: Self::Taken) {}
 }
 
 /// How many items came and were taken.
@@ -33,7 +36,8 @@ pub(super) struct Counts {
     pub(super) accepted: u64,
 }
 
-/// Takes in a whole stream; returns once everything admitted is durable. Holds at most the batches of one pipeline.
+/// Takes in a whole stream; returns once everything admitted is durable. What is durable is settled at once, also while the
+/// client sends nothing. Holds at most the batches of one pipeline.
 ///
 /// # Errors
 /// The stream broke, or the log refused or failed; what was admitted before may be stored.
@@ -52,11 +56,15 @@ pub(super) async fn intake<A: Admission>(
         counts: Counts::default(),
         side,
     };
-    while let Some(batch) = incoming.next_batch().await? {
-        intake.take(batch).await.map_err(into_status)?;
-    }
-    while !intake.pipeline.is_idle() {
-        intake.settle().await.map_err(into_status)?;
+    let mut is_open = true;
+    while is_open || !intake.pipeline.is_idle() {
+        tokio::select! {
+            outcomes = intake.pipeline.next() => intake.settle(outcomes.map_err(into_status)?),
+            batch = incoming.next_batch(), if is_open && intake.pipeline.has_room() => match batch? {
+                Some(batch) => intake.take(batch).await.map_err(into_status)?,
+                None => is_open = false,
+            },
+        }
     }
     Ok(intake.counts)
 }
@@ -80,21 +88,25 @@ impl<A: Admission> Intake<'_, A> {
         if records.is_empty() {
             return Ok(());
         }
-        while !self.pipeline.has_room() {
-            self.settle().await?;
-        }
-        self.pipeline.push(records).await?;
+        // First, so that it is known of them when the call ends while they wait for the log.
         self.pending.push_back(taken);
-        Ok(())
+        self.pipeline.push(records).await
     }
 
-    async fn settle(&mut self) -> Result<(), Error> {
-        let outcomes = self.pipeline.next().await?;
+    /// Settles the oldest batch.
+    fn settle(&mut self, outcomes: Vec<Result<Appended, Error>>) {
         let taken = self.pending.pop_front().unwrap_or_default();
         for (taken, outcome) in taken.into_iter().zip(outcomes) {
             self.counts.accepted += u64::from(outcome.is_ok());
             self.side.settled(taken, outcome);
         }
-        Ok(())
+    }
+}
+
+impl<A: Admission> Drop for Intake<'_, A> {
+    fn drop(&mut self) {
+        for taken in self.pending.drain(..).flatten() {
+            self.side.abandoned(taken);
+        }
     }
 }

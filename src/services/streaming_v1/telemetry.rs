@@ -56,13 +56,23 @@ struct Side {
     first: Option<(u64, String)>,
 }
 
+/// A sample on its way into the log.
+struct Taken {
+    index: u64,
+    sample: Sample,
+    key: Option<Box<str>>,
+}
+
 impl Admission for Side {
     type In = MetricData;
-    type Taken = (u64, Sample);
+    type Taken = Taken;
 
     fn admit(&mut self, index: u64, data: MetricData) -> Option<(Self::Taken, NewRecord)> {
         match self.taken(data) {
-            Ok((sample, record)) => Some(((index, sample), record)),
+            Ok((sample, record)) => {
+                let key = record.key.clone();
+                Some((Taken { index, sample, key }, record))
+            }
             Err(refusal) => {
                 self.refuse(index, &refusal);
                 None
@@ -70,12 +80,18 @@ impl Admission for Side {
         }
     }
 
-    fn settled(&mut self, (index, sample): Self::Taken, outcome: Result<Appended, Error>) {
+    fn settled(&mut self, taken: Taken, outcome: Result<Appended, Error>) {
+        let Taken { index, sample, key } = taken;
         match outcome {
-            // What repeats an earlier sample is shown already.
-            Ok(appended) if appended.is_duplicate => {}
-            Ok(_) => self.collect.show(sample),
+            Ok(appended) if appended.is_duplicate => self.collect.repeated(sample, key.as_deref()),
+            Ok(_) => self.collect.stored(sample, key.as_deref()),
             Err(error) => self.refuse(index, &Refusal::new(Reason::Key, error.to_string())),
+        }
+    }
+
+    fn abandoned(&mut self, taken: Taken) {
+        if let Some(key) = taken.key {
+            self.collect.abandoned(key);
         }
     }
 }
