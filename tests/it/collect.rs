@@ -239,6 +239,41 @@ async fn a_repeated_key_counts_once_and_a_reused_one_is_refused() {
 }
 
 #[tokio::test]
+async fn a_long_stream_shows_its_samples_while_it_goes_on() {
+    let server = TestServer::start().await;
+    let mut v1 = client(&server).await;
+    let (send, samples) = mpsc::channel(10);
+    let collecting = tokio::spawn(async move {
+        let result = v1.collect_metrics(ReceiverStream::new(samples)).await;
+        result.map(tonic::Response::into_inner)
+    });
+    for value in [1.0, 2.0, 3.0] {
+        send.send(gauge("heat", value)).await.unwrap();
+        eventually("the sample to show", || async {
+            (server.metric("heat").await == value).then_some(())
+        })
+        .await;
+    }
+    drop(send);
+    let ended = soon("the result", collecting).await.unwrap();
+    assert_eq!(ended.unwrap(), result(3, 3, ""));
+}
+
+#[tokio::test]
+async fn a_counter_counts_once_what_is_sent_again_after_its_call_broke_off() {
+    let server = TestServer::start().await;
+    let mut v1 = client(&server).await;
+    for round in 0..100u64 {
+        let keyed = || vec![keyed(&round.to_string(), counter("hits_total", 1.0))];
+        // Broken off at any moment: before it arrives, while it is stored, or not at all.
+        let patience = std::time::Duration::from_micros(round * 50);
+        let _ = tokio::time::timeout(patience, collect(&mut v1, keyed())).await;
+        assert_eq!(collect(&mut v1, keyed()).await.unwrap(), result(1, 1, ""));
+    }
+    assert_eq!(server.metric("hits_total").await, 100.0);
+}
+
+#[tokio::test]
 async fn series_are_bounded_and_the_excess_is_refused_and_counted() {
     let server = TestServer::with(Settings::default().set("collect.max_series", 2)).await;
     let mut v1 = client(&server).await;
