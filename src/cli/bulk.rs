@@ -55,8 +55,8 @@ where
 
 /// The messages up to the first bad line, and what is wrong with it.
 fn messages<M>(
-    pub(super) first: u64,
-    pub(super) lines: Vec<String>,
+    first: u64,
+    lines: Vec<String>,
     parse: impl Fn(String) -> Result<M, String>,
 ) -> (Vec<M>, Option<Failure>) {
     let mut messages = Vec::with_capacity(lines.len());

@@ -10,9 +10,10 @@ use serde::Deserialize;
 
 use super::{
     Failure, Persistence, Target,
+    bulk::{Call, next_call},
     format::plain,
     input,
-    bulk::{Call, next_call, time},
+    publish::time,
 };
 use crate::{
     client::Client,

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, Streaming};
 
-use super::{Failure, Target, format::plain, input, notices, bulk::time};
+use super::{Failure, Target, format::plain, input, notices, publish::time};
 use crate::{
     client::Client,
     proto::streaming::v1::{

@@ -84,7 +84,7 @@ fn message(args: &PublishArgs, line: String) -> Result<Message, String> {
     })
 }
 
-fn time(text: String) -> Result<Timestamp, String> {
+pub(super) fn time(text: String) -> Result<Timestamp, String> {
     text.parse()
         .map_err(|_| format!("timestamp `{text}` is not of the form 2026-01-31T12:00:00Z"))
 }
