@@ -402,7 +402,7 @@ mod tests {
             (1.0, "1"),
             (-20.5, "-20.5"),
             (1.0 / 3.0, "0.333333"),
-            (1234.567_89, "1234.57"),
+            (1234.5678, "1234.57"),
             (123_456_789.0, "123456789"),
             (1e15, "1.00000e15"),
             (1e-5, "1.00000e-5"),
@@ -424,7 +424,7 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(
             lines[0],
-            "series    count  sum  min  max  mean  stddev  p50  p95  p99"
+            "series   count  sum  min  max  mean  stddev  p50  p95  p99"
         );
         assert_eq!(
             lines[1],
@@ -432,7 +432,7 @@ mod tests {
         );
         assert_eq!(
             lines[2],
-            "a         12345    0    0    0     0       0    0    0    0"
+            "a        12345    0    0    0     0       0    0    0    0"
         );
     }
 
