@@ -97,6 +97,16 @@ pub(super) enum Said {
     Typing(Topic, Name),
 }
 
+impl Said {
+    /// Where it is said, and by whom.
+    fn place(&self) -> (&Topic, &str) {
+        match self {
+            Self::Message(post) => (&post.room, post.user.as_str()),
+            Self::Entry(room, user) | Self::Typing(room, user) => (room, user.as_str()),
+        }
+    }
+}
+
 /// A message that is stored.
 pub(super) struct Stored {
     pub(super) room: Topic,
@@ -166,7 +176,7 @@ impl<D: Dialect> Duplex for Session<D> {
                 }
             }
         }
-        self.push(posts).await.map_err(into_status)?;
+        self.push(posts, out).await.map_err(into_status)?;
         refused
     }
 
@@ -184,12 +194,7 @@ impl<D: Dialect> Duplex for Session<D> {
     async fn handle(&mut self, event: Event, out: &mut VecDeque<D::Out>) -> Result<(), Error> {
         match event {
             Event::Stored(outcomes) => {
-                if let Err(error) = self.stored(outcomes, out).await {
-                    // The answers end here: what is under way may be stored, but is not acknowledged.
-                    self.pipeline = self.core.rooms.pipeline();
-                    self.pending.clear();
-                    return Err(error);
-                }
+                self.settle(outcomes, out).await?;
             }
             Event::Heard(records) => self.heard(&records, out),
             Event::Typing(room, signal) => {
@@ -257,7 +262,12 @@ impl<D: Dialect> Session<D> {
         posts: &mut Vec<Post>,
         out: &mut VecDeque<D::Out>,
     ) -> Result<(), Error> {
-        match self.dialect.read(message)? {
+        let said = self.dialect.read(message)?;
+        if D::ANNOUNCES && !self.is_in(said.place()) {
+            // What was said before stands before the news that somebody came.
+            self.push(std::mem::take(posts), out).await?;
+        }
+        match said {
             Said::Message(post) => {
                 let enters = self.enter(&post.room, &post.user, out).await?;
                 if !enters || self.dialect.says(&post) {
@@ -281,9 +291,14 @@ impl<D: Dialect> Session<D> {
         Ok(())
     }
 
-    async fn push(&mut self, posts: Vec<Post>) -> Result<(), Error> {
+    /// Appends messages; a stream that brings more users than batches go at once waits here for earlier ones.
+    async fn push(&mut self, posts: Vec<Post>, out: &mut VecDeque<D::Out>) -> Result<(), Error> {
         if posts.is_empty() {
             return Ok(());
+        }
+        while !self.pipeline.has_room() {
+            let outcomes = self.pipeline.next().await;
+            self.settle(outcomes, out).await?;
         }
         let stored = posts.iter().map(|post| Stored {
             room: post.room.clone(),
@@ -312,11 +327,7 @@ impl<D: Dialect> Session<D> {
         let user = user.as_str();
         self.speaks_as(user)?;
         self.opens(room).await?;
-        if self
-            .entered
-            .get(room)
-            .is_some_and(|users| users.contains_key(user))
-        {
+        if self.is_in((room, user)) {
             return Ok(false);
         }
         let stay = match D::ANNOUNCES {
@@ -376,6 +387,11 @@ impl<D: Dialect> Session<D> {
         Ok(())
     }
 
+    fn is_in(&self, (room, user): (&Topic, &str)) -> bool {
+        let users = self.entered.get(room);
+        users.is_some_and(|users| users.contains_key(user))
+    }
+
     fn speaks_as(&mut self, user: &str) -> Result<(), Error> {
         if self.users.contains(user) {
             return Ok(());
@@ -388,6 +404,20 @@ impl<D: Dialect> Session<D> {
         }
         self.users.insert(user.into());
         Ok(())
+    }
+
+    async fn settle(
+        &mut self,
+        outcomes: Result<Vec<Result<Appended, Error>>, Error>,
+        out: &mut VecDeque<D::Out>,
+    ) -> Result<(), Error> {
+        let settled = self.stored(outcomes, out).await;
+        if settled.is_err() {
+            // The answers end here: what is under way may be stored, but is not acknowledged.
+            self.pipeline = self.core.rooms.pipeline();
+            self.pending.clear();
+        }
+        settled
     }
 
     /// Answers what is stored, and follows rooms that are new to this stream.

@@ -4,7 +4,9 @@ use prost_types::Timestamp;
 use tonic::{Code, Streaming};
 use weir::proto::{
     chat::{Message, MessageType},
-    streaming::v1::{ChatMessage, ChatMessageType},
+    streaming::v1::{
+        ChatMessage, ChatMessageType, streaming_service_client::StreamingServiceClient,
+    },
     weir::v1::RoomMessageKind,
 };
 
@@ -211,6 +213,39 @@ async fn one_stream_joins_rooms_by_speaking_in_them() {
     for room in ["one", "two"] {
         has_members(&server, room, &[]).await;
     }
+}
+
+#[tokio::test]
+async fn users_of_one_stream_come_and_speak_in_the_order_of_its_messages() {
+    let server = TestServer::start().await;
+    // All at once, and more users than batches go at a time.
+    let said: Vec<_> = (0..20)
+        .flat_map(|user| {
+            [0, 1].map(|number| text("general", &format!("u{user}"), &number.to_string()))
+        })
+        .collect();
+    let channel = server.channel().await;
+    let mut client = StreamingServiceClient::new(channel);
+    let mut heard = client
+        .chat(tokio_stream::iter(said))
+        .await
+        .unwrap()
+        .into_inner();
+    for user in 0..20 {
+        assert_eq!(next(&mut heard).await.content, joined(&format!("u{user}")));
+    }
+    assert!(soon("the end", heard.message()).await.unwrap().is_none());
+    let mut expected = Vec::new();
+    for user in 0..20 {
+        let user = format!("u{user}");
+        expected.push((user.clone(), RoomMessageKind::Join));
+        expected.extend([
+            (user.clone(), RoomMessageKind::Text),
+            (user, RoomMessageKind::Text),
+        ]);
+    }
+    let told = kinds(&server, "general").await;
+    assert_eq!(told[..60], expected);
 }
 
 #[tokio::test]

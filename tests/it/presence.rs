@@ -1,14 +1,14 @@
 //! Members of rooms: who is listed, and what a room is told, over broken connections, drains and restarts.
 
-use std::{
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::sync::{Arc, Mutex};
 
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Uri};
-use weir::proto::{streaming::v1::ChatMessage, weir::v1::RoomMessageKind};
+use weir::proto::{
+    streaming::v1::ChatMessage,
+    weir::v1::RoomMessageKind::{self, Join, Leave},
+};
 
 use crate::{
     doors::{self, Talk, has_members, join, kinds, members, room_message, text, v1},
@@ -56,11 +56,19 @@ async fn breakable(server: &TestServer) -> (Channel, std::net::TcpStream) {
     (channel, socket)
 }
 
+/// Waits until the server has no chat of `streaming.v1` any more.
+async fn chats_end(server: &TestServer) {
+    let chats =
+        r#"weir_streams_active{grpc_method="Chat",grpc_service="streaming.v1.StreamingService"}"#;
+    eventually("the streams' end", || async {
+        (server.metric(chats).await == 0.0).then_some(())
+    })
+    .await;
+}
+
 fn joins_and_leaves(user: &str, kinds: &[RoomMessageKind]) -> Vec<(String, RoomMessageKind)> {
     kinds.iter().map(|kind| (user.to_owned(), *kind)).collect()
 }
-
-use RoomMessageKind::{Join, Leave};
 
 #[tokio::test]
 async fn every_door_makes_a_member_once_with_its_service_and_since_when() {
@@ -157,14 +165,7 @@ async fn a_crashed_client_is_there_for_its_lease_and_then_gone() {
     let _joined = join(channel, "general", "bob", None).await.unwrap();
     has_members(&server, "general", &["ann", "bob"]).await;
     socket.shutdown(std::net::Shutdown::Both).unwrap();
-    // Streams go as soon as the server knows; the members do not.
-    eventually("the streams' end", || async {
-        let open = server.metric("weir_connections_active").await;
-        let _ = open;
-        let chats = r#"weir_streams_active{grpc_method="Chat",grpc_service="streaming.v1.StreamingService"}"#;
-        (server.metric(chats).await == 0.0).then_some(())
-    })
-    .await;
+    chats_end(&server).await;
     has_members(&server, "general", &[]).await;
     let told = kinds(&server, "general").await;
     assert_eq!(
@@ -182,11 +183,7 @@ async fn a_broken_client_that_comes_back_within_its_lease_never_left() {
     let joined = join(channel, "general", "bob", None).await.unwrap();
     let since = members(&server, "general").await;
     socket.shutdown(std::net::Shutdown::Both).unwrap();
-    eventually("the streams' end", || async {
-        let chats = r#"weir_streams_active{grpc_method="Chat",grpc_service="streaming.v1.StreamingService"}"#;
-        (server.metric(chats).await == 0.0).then_some(())
-    })
-    .await;
+    chats_end(&server).await;
     drop((ann, joined));
     assert_eq!(members(&server, "general").await, since);
     let _ann = member(server.channel().await, "general", "ann").await;
@@ -297,10 +294,7 @@ async fn a_member_of_before_a_restart_that_stays_away_leaves() {
 #[tokio::test]
 async fn streams_ended_by_age_do_not_make_members_leave() {
     let settings = Settings::default()
-        .set(
-            "server.max_stream_age",
-            Duration::from_secs(1).as_secs().to_string() + "s",
-        )
+        .set("server.max_stream_age", "1s")
         .set("presence.lease", LONG);
     let server = TestServer::with(settings).await;
     let mut ann = member(server.channel().await, "general", "ann").await;
