@@ -174,7 +174,7 @@ impl Client {
         Ok(u64::try_from(stored.count).unwrap_or_default())
     }
 
-    fn streaming(&self) -> StreamingServiceClient<Channel> {
+    pub(super) fn streaming(&self) -> StreamingServiceClient<Channel> {
         StreamingServiceClient::new(self.channel())
             .max_decoding_message_size(MAX_MESSAGE_BYTES + ENVELOPE_BYTES)
     }

@@ -16,13 +16,12 @@ use tokio::{
 use tonic::{Code, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
-use super::{Client, ENVELOPE_BYTES, MAX_MESSAGE_BYTES, Retry};
+use super::{Client, Retry};
 use crate::{
     blob::hex,
     proto::{
         streaming::v1::{
             DownloadFileRequest, FileChunk, FileMetadata, UploadFileResponse, file_chunk::Data,
-            streaming_service_client::StreamingServiceClient,
         },
         weir::v1::{
             self as wire, DeleteFileRequest, GetUploadRequest, ListFilesRequest, ListFilesResponse,
@@ -305,11 +304,6 @@ impl Client {
 
     fn files(&self) -> FilesClient<Channel> {
         FilesClient::new(self.channel())
-    }
-
-    fn streaming(&self) -> StreamingServiceClient<Channel> {
-        StreamingServiceClient::new(self.channel())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES + ENVELOPE_BYTES)
     }
 }
 
