@@ -47,8 +47,7 @@ pub(super) trait Dialect: Send + 'static {
     /// The service's full name.
     const SERVICE: &'static str;
     /// Whether rooms are told that a user of this stream comes and goes, and whether it hears others from then on. Otherwise
-    /// users come silently, and the stream hears what is said after its first message to a room; where it resumes counts for
-    /// its first room only.
+    /// users come silently, and the stream hears what is said after its first message to a room.
     const ANNOUNCES: bool;
     /// Whether the client hears who is typing.
     const HEARS_TYPING: bool = false;
@@ -372,11 +371,7 @@ impl<D: Dialect> Session<D> {
             });
         }
         // A resuming client says where it was; whether it can go on there shows before it speaks.
-        let resume = match D::ANNOUNCES {
-            true => self.resume,
-            false => self.resume.take(),
-        };
-        if let Some(after) = resume {
+        if let Some(after) = self.resume {
             self.rooms.add(room, Start::After(after)).await?;
         }
         self.entered.insert(room.clone(), HashMap::new());
