@@ -44,7 +44,7 @@ use crate::{
 /// The health name that stays SERVING while the process lives: restarting a draining or waiting instance helps nobody.
 const LIVENESS: &str = "liveness";
 
-/// How long the last event may take to be stored.
+/// How long an event of the drain may take to be stored.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// An instance whose listeners run.
@@ -300,9 +300,7 @@ impl Serving {
             files.close().await;
         }
         if let Some(engine) = self.engine.get() {
-            // A log that does not answer does not hold up the end.
-            let last = tokio::time::timeout(LAST_WORDS, self.tell(Happening::Stopped));
-            let _ = last.await;
+            self.tell(Happening::Stopped).await;
             engine.close().await;
         }
         self.admin.accept.cancel();
@@ -312,11 +310,11 @@ impl Serving {
 }
 
 impl Serving {
-    /// Tells the topic `events`, and returns when that is durable.
+    /// Tells the topic `events`, and returns when that is durable. A log that does not answer in time holds nothing up.
     async fn tell(&self, happening: Happening) {
         if let Some(own) = self.feeds.get() {
             own.sender().event(happening, &[]);
-            own.flush().await;
+            let _ = tokio::time::timeout(LAST_WORDS, own.flush()).await;
         }
     }
 }
@@ -358,7 +356,10 @@ async fn follow_readiness(readiness: Readiness, reporter: HealthReporter, events
     let mut was_ready = false;
     loop {
         let is_ready = *ready.borrow_and_update();
-        report(&reporter, is_ready).await;
+        // Watchers would hear what they know already.
+        if is_ready != was_ready {
+            report(&reporter, is_ready).await;
+        }
         match (was_ready, is_ready) {
             (false, true) => {
                 tracing::info!("ready");

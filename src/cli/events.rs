@@ -189,7 +189,7 @@ mod tests {
             }),
             data: Some(Any {
                 type_url: "t".into(),
-                value: vec![0, 255].into(),
+                value: vec![0, 255],
             }),
             sequence: 7,
         };

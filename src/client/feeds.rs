@@ -76,8 +76,8 @@ impl Client {
         }))
     }
 
-    /// Follows data topics in batches, after `request.after_sequence` or live from now. A batch without points is a heartbeat;
-    /// batches are numbered anew after each reconnect.
+    /// Follows data topics in batches, after `request.after_sequence` or live from now. A batch without points is a
+    /// heartbeat; batches are numbered anew after each reconnect.
     pub fn data(&self, request: StreamRequest) -> Subscription<StreamResponse> {
         let service = self.points();
         let start = request.after_sequence;

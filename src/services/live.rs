@@ -45,8 +45,8 @@ pub(super) fn frame(message: &impl prost::Message, out: &mut BytesMut) {
     frame_with(message, &[], out);
 }
 
-/// Appends one gRPC frame: `message`, and `fields` of the same type that are encoded already. Fields of a message may come in
-/// any order.
+/// Appends one gRPC frame: `message`, and `fields` of the same type that are encoded already. Fields of a message may
+/// come in any order.
 pub(super) fn frame_with(message: &impl prost::Message, fields: &[u8], out: &mut BytesMut) {
     let length = message.encoded_len() + fields.len();
     out.reserve(PREFIX_BYTES + length);

@@ -120,7 +120,11 @@ impl Visit for Texts {
 
 impl Texts {
     fn note(&mut self, field: &Field, mut text: String) {
-        text.truncate(text.floor_char_boundary(TEXT_BYTES));
+        let mut end = text.len().min(TEXT_BYTES);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        text.truncate(end);
         match field.name() {
             "message" => self.message = text,
             // Where a line of the `log` crate came from is in its target.

@@ -60,7 +60,7 @@ async fn events_of_a_user_come_as_they_happen_and_as_they_were_published() {
     publish_event(&mut publisher, event("bob", LOGIN)).await;
     let data = Any {
         type_url: "type.googleapis.com/some.Thing".into(),
-        value: vec![0, 1, 255].into(),
+        value: vec![0, 1, 255],
     };
     let when = Timestamp {
         seconds: -62_000_000_000,

@@ -46,7 +46,7 @@ async fn a_user_gets_its_own_and_those_for_all() {
     let mut bobs = stream(&mut v1, of("bob", None)).await;
     let data = Any {
         type_url: "t".into(),
-        value: b"v".to_vec().into(),
+        value: b"v".to_vec(),
     };
     let whole = PublishNotificationRequest {
         user_id: "ann".into(),

@@ -98,7 +98,7 @@ async fn a_repeated_key_is_answered_with_the_first_record() {
         idempotency_key: "k".into(),
         data: Some(Any {
             type_url: "x".into(),
-            value: b"y".to_vec().into(),
+            value: b"y".to_vec(),
         }),
         ..event("ann", kind)
     };

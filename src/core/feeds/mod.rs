@@ -13,12 +13,16 @@ use std::fmt;
 use bytes::Bytes;
 use uuid::Uuid;
 
-pub use newest::{Found, Recent};
+pub use newest::Recent;
 pub use own::Happening;
 pub use point::{Point, PointError};
 
 use self::own::Sender;
-use super::{Error, Name, Pipeline, Topics, appender::Appended, hub::Start};
+use super::{
+    Error, Name, Pipeline, Topics,
+    appender::Appended,
+    hub::{Found, Start},
+};
 use crate::{
     log::{EventTime, NewRecord, Space, Timestamp, Topic, TopicError},
     telemetry::trace,
@@ -186,8 +190,8 @@ impl Feeds {
         self.topics.pipeline()
     }
 
-    /// Tells the topic `events` what happened. Best effort: it never waits, and what does not fit its bounded queue is dropped
-    /// and counted.
+    /// Tells the topic `events` what happened. Best effort: it never waits, and what does not fit its bounded queue is
+    /// dropped and counted.
     pub fn event(&self, happening: Happening, labels: &[(&str, &str)]) {
         self.own.event(happening, labels);
     }

@@ -6,7 +6,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use super::super::{Error, Topics};
+use super::super::{Error, Topics, hub::Found};
 use crate::log::{self, Limit, Record, Sequence, Topic};
 
 /// How much to look for.
@@ -19,9 +19,6 @@ pub struct Recent {
     /// Only records after this sequence.
     pub after: Sequence,
 }
-
-/// A record with its topic.
-pub type Found = (Topic, Arc<Record>);
 
 /// The newest records of all `topics` together that lie before one and the same tail, oldest first: whoever goes on after
 /// the last of them misses nothing.

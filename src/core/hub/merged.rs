@@ -12,6 +12,9 @@ use crate::log::{Error, Record, Sequence, Topic};
 /// Records of one batch at most.
 const BATCH: usize = 1024;
 
+/// A record with its topic.
+pub type Found = (Topic, Arc<Record>);
+
 /// A subscription to several topics. All topics share one counter, so merging them by sequence gives one order, and what
 /// was delivered last is a position in every one of them. It holds at most one batch of each topic.
 ///
@@ -109,10 +112,7 @@ impl Merged {
     ///
     /// # Errors
     /// [`Error::Trimmed`] when retention overtook this subscriber; else what the engine reports.
-    pub fn poll_next(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<Vec<(Topic, Arc<Record>)>, Error>> {
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Vec<Found>, Error>> {
         loop {
             // Before the topics are looked at: what they had before this position, they have shown by then.
             let shown = self.hub.0.engine.shown();
@@ -137,12 +137,12 @@ impl Merged {
     ///
     /// # Errors
     /// As [`Self::poll_next`].
-    pub async fn next(&mut self) -> Result<Vec<(Topic, Arc<Record>)>, Error> {
+    pub async fn next(&mut self) -> Result<Vec<Found>, Error> {
         std::future::poll_fn(|cx| self.poll_next(cx)).await
     }
 
     /// What can be delivered now.
-    fn take(&mut self) -> Vec<(Topic, Arc<Record>)> {
+    fn take(&mut self) -> Vec<Found> {
         let mut batch = Vec::new();
         let mut bytes = 0;
         while batch.len() < BATCH && bytes < SLICE_BYTES {

@@ -16,7 +16,7 @@ mod subscription;
 mod tail;
 
 pub use encoded::Encoding;
-pub use merged::Merged;
+pub use merged::{Found, Merged};
 pub use subscription::{Batch, Encoded, Records, Subscription, View};
 
 use std::{

@@ -2,7 +2,6 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
     time::Duration,
 };
 
@@ -15,7 +14,7 @@ use crate::{
     core::{
         Error,
         feeds::{self, Point, Recent},
-        hub::{Merged, Start},
+        hub::{Found, Merged, Start},
     },
     log::{self, EventTime, Record, Sequence, Topic},
     proto::streaming::{DataPoint, StreamRequest, StreamResponse},
@@ -90,11 +89,7 @@ pub(super) async fn subscribe(
 }
 
 /// As many of the newest points as a message of `limit` bytes holds, at least one, oldest first.
-fn newest(
-    subscription: &str,
-    found: &[feeds::Found],
-    limit: usize,
-) -> Result<Vec<DataPoint>, Error> {
+fn newest(subscription: &str, found: &[Found], limit: usize) -> Result<Vec<DataPoint>, Error> {
     let mut points = Vec::with_capacity(found.len());
     let mut bytes = 0;
     for (topic, record) in found.iter().rev() {
@@ -171,7 +166,7 @@ struct Batches {
     batch: usize,
     /// Bytes of a batch at most, unless it is one point.
     bytes: usize,
-    waiting: VecDeque<(Topic, Arc<Record>)>,
+    waiting: VecDeque<Found>,
     /// When the next batch goes out, however many points it has.
     due: Instant,
     number: i64,

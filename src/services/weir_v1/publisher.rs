@@ -245,7 +245,7 @@ mod tests {
     fn details_of_an_event_are_kept() {
         let data = Any {
             type_url: "type.googleapis.com/x".into(),
-            value: b"1".to_vec().into(),
+            value: b"1".to_vec(),
         };
         let request = PublishUserEventRequest {
             user_id: "ann".into(),
