@@ -247,10 +247,13 @@ struct Late {
 
 type Relays = Arc<Mutex<HashMap<Topic, Weak<Relay>>>>;
 
+/// A call that was held back.
+type Held = (Sequence, Sequence, Vec<Arc<Record>>);
+
 /// Stands between the engine and the hub.
 struct Relay {
     to: Weak<dyn Follower>,
-    held: Mutex<VecDeque<(Sequence, Sequence, Vec<Arc<Record>>)>>,
+    held: Mutex<VecDeque<Held>>,
 }
 
 impl Follower for Relay {
