@@ -30,6 +30,8 @@ mod drain;
 mod events;
 mod feedback;
 mod files;
+mod files_cli;
+mod files_http;
 mod garbage;
 mod health;
 mod helloworld;
