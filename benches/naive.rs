@@ -8,6 +8,9 @@
 //! cargo bench --bench naive -- --addr 127.0.0.1:50061
 //! ```
 
+#[path = "naive/files.rs"]
+mod files;
+
 use std::{
     collections::HashMap,
     io::{self, Write as _},
@@ -29,10 +32,13 @@ use tonic::{
     Request, Response, Status, Streaming,
     transport::{Server, server::TcpIncoming},
 };
-use weir::proto::chat::{
-    Message, MessageType, Metric, MetricsRequest, SendMessageRequest, SendMessageResponse,
-    SubscribeRequest, UploadResponse,
-    chat_service_server::{ChatService, ChatServiceServer},
+use weir::proto::{
+    chat::{
+        Message, MessageType, Metric, MetricsRequest, SendMessageRequest, SendMessageResponse,
+        SubscribeRequest, UploadResponse,
+        chat_service_server::{ChatService, ChatServiceServer},
+    },
+    streaming::v1::streaming_service_server::StreamingServiceServer,
 };
 
 /// Messages that may wait for one subscriber before further ones are dropped.
@@ -251,6 +257,7 @@ async fn serve(listener: TcpListener, service: Naive) -> anyhow::Result<()> {
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
         .add_service(ChatServiceServer::new(service))
+        .add_service(StreamingServiceServer::new(files::Files))
         .serve_with_incoming(connections)
         .await?;
     Ok(())

@@ -29,6 +29,8 @@ pub(super) fn all(config: &Config) -> Vec<Violation> {
         lateness,
         log_level,
         endpoint,
+        file_store,
+        file_url,
     ];
     let out_of_range = found.clone();
     let fresh = |violation: &Violation| {
@@ -181,6 +183,31 @@ fn endpoint(config: &Config) -> Option<Violation> {
         Violation::new(
             &["telemetry.otlp_endpoint"],
             "empty or a URL such as http://collector:4317",
+        )
+    })
+}
+
+fn file_store(config: &Config) -> Option<Violation> {
+    let store = &config.files.store;
+    let is_bad = match store.split_once("://") {
+        Some(("s3", bucket)) => bucket.trim_matches('/').is_empty() || bucket.starts_with('/'),
+        Some(_) => true,
+        None => store.contains('\0'),
+    };
+    is_bad.then(|| {
+        Violation::new(
+            &["files.store"],
+            "empty, a directory, or s3://bucket/prefix",
+        )
+    })
+}
+
+fn file_url(config: &Config) -> Option<Violation> {
+    let url = &config.files.url;
+    (!url.is_empty() && (!is_http(url) || url.contains(['?', '#']))).then(|| {
+        Violation::new(
+            &["files.url"],
+            "empty or a URL such as https://files.example.org",
         )
     })
 }

@@ -252,6 +252,9 @@ fn sensible_values_are_accepted() {
             "https://collector.example:4317/path",
         ),
         ("telemetry.trace_ratio", "0"),
+        ("files.store", "/srv/files"),
+        ("files.store", "s3://bucket/some/prefix"),
+        ("files.url", "https://files.example.org/weir"),
     ] {
         assert_eq!(with_flags(&[(key, value)]).err(), None, "{key} = {value}");
     }

@@ -12,6 +12,7 @@ mod documents;
 mod examples;
 mod grpcurl;
 mod prometheus;
+mod s3;
 #[allow(
     dead_code,
     unreachable_pub,

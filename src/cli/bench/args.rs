@@ -50,6 +50,14 @@ Examples:
   weir bench ingest --mode stream --count 1000000
   weir bench ingest --mode stream --publishers 8 --size 1024 --pid $(pidof weir)";
 
+const FILES_EXAMPLES: &str = "\
+Examples:
+  cargo bench --bench naive -- --addr 127.0.0.1:50061      # a byte stream that stores nothing
+  weir bench files --baseline-addr http://127.0.0.1:50061
+  weir bench files --mib 4096 --rounds 1
+
+One stream, chunks of 64 KiB; a file counts when its answer is there, which Weir gives when it is on disk.";
+
 const IDLE_EXAMPLES: &str = "\
 Examples:
   weir bench idle --subscribers 10000 --connections 20 --pid $(pidof weir)
@@ -83,6 +91,8 @@ pub(super) enum Command {
     Latency(LatencyArgs),
     /// Messages stored a second, and how long publishers wait for the acknowledgement.
     Ingest(IngestArgs),
+    /// Megabytes a second of one file's stream, up and down, beside a server that stores nothing.
+    Files(FilesArgs),
     /// Memory that an idle subscription costs the server.
     Idle(IdleArgs),
     /// Weir beside a baseline server, and NATS if it runs, with goals for the ratios.
@@ -211,6 +221,31 @@ impl IngestArgs {
             IngestMode::Stream => 1,
         };
         self.publishers.unwrap_or(usual)
+    }
+}
+
+/// `weir bench files`.
+#[derive(Debug, Args, Serialize)]
+#[command(after_help = FILES_EXAMPLES)]
+pub(super) struct FilesArgs {
+    /// Where the server listens.
+    #[arg(long, default_value = "http://127.0.0.1:50051", value_name = "URL")]
+    pub(super) addr: Target,
+    /// Where the baseline listens.
+    #[arg(long, value_name = "URL")]
+    pub(super) baseline_addr: Option<Target>,
+    /// Size of the file in MiB.
+    #[arg(long, default_value_t = 512, value_parser = value_parser!(u64).range(1..=1_000_000))]
+    mib: u64,
+    /// How often everything is measured; the servers take turns.
+    #[arg(long, default_value_t = 5, value_parser = value_parser!(u32).range(1..=100))]
+    pub(super) rounds: u32,
+}
+
+impl FilesArgs {
+    /// Bytes of the file.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.mib * 1024 * 1024
     }
 }
 

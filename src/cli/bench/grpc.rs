@@ -89,7 +89,12 @@ impl Target {
 
     /// The head of a call to `chat.ChatService`.
     pub(super) fn request(&self, method: &str) -> Result<Request<()>> {
-        Request::post(format!("http://{self}/chat.ChatService/{method}"))
+        self.request_to(&format!("chat.ChatService/{method}"))
+    }
+
+    /// The head of a call to the method of this full name.
+    pub(super) fn request_to(&self, method: &str) -> Result<Request<()>> {
+        Request::post(format!("http://{self}/{method}"))
             .header(header::CONTENT_TYPE, "application/grpc")
             .header(header::TE, "trailers")
             .body(())

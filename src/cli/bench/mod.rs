@@ -9,6 +9,7 @@ mod args;
 mod closed_loop;
 mod compare;
 mod fanout;
+mod files;
 mod fleet;
 mod frame;
 mod grpc;
@@ -55,6 +56,7 @@ async fn dispatch(args: &BenchArgs) -> Result<()> {
         Command::Fanout(command) => fanout::run(command, args.json).await,
         Command::Latency(command) => latency::run(command, args.json).await,
         Command::Ingest(command) => ingest::run(command, args.json).await,
+        Command::Files(command) => files::run(command, args.json).await,
         Command::Idle(command) => idle::run(command, args.json).await,
         Command::Compare(command) => compare::run(command, args.json).await,
     }

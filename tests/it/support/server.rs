@@ -41,9 +41,15 @@ impl Default for Settings {
 impl Settings {
     /// Sets `key`, written as in the file: `section.key`.
     #[must_use]
-    pub fn set(mut self, key: &str, value: impl ToString) -> Self {
+    pub fn set(self, key: &str, value: impl ToString) -> Self {
         let name = format!("WEIR__{}", key.replace('.', "__").to_uppercase());
-        self.0.insert(name, value.to_string());
+        self.env(&name, &value.to_string())
+    }
+
+    /// Sets a variable of the environment.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.0.insert(name.to_owned(), value.to_owned());
         self
     }
 }
