@@ -43,6 +43,8 @@ use crate::{
 
 /// The health name that stays SERVING while the process lives: restarting a draining or waiting instance helps nobody.
 const LIVENESS: &str = "liveness";
+/// How long counting the stored files may delay the start; later it goes on beside everything else.
+const FILES_PATIENCE: Duration = Duration::from_secs(10);
 
 /// How long an event of the drain may take to be stored.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -228,12 +230,12 @@ impl Serving {
         let (settings, log) = (self.config.files.clone(), &self.config.log);
         let files =
             Files::new(settings, log, self.http, self.metrics.clone()).map_err(Error::Files)?;
-        let found = files.recover().await;
-        if let Err(error) = &found {
-            tracing::warn!(%error, "the files are not counted yet");
+        let found = tokio::time::timeout(FILES_PATIENCE, files.recover()).await;
+        if !matches!(found, Ok(Ok(()))) {
+            tracing::warn!(?found, "the files are not counted yet");
         }
         let files = self.files.get_or_init(|| files).clone();
-        Ok((files, found.is_ok()))
+        Ok((files, matches!(found, Ok(Ok(())))))
     }
 
     fn core_tasks(&self, engine: &Arc<dyn Engine>, hub: Hub, own: &Arc<OwnFeeds>) -> CoreTasks {

@@ -1,11 +1,11 @@
 //! S3. A blob is staged as the parts of a multipart upload; a checkpoint names the parts that are there.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, future::BoxFuture};
 use object_store::{
-    GetOptions, GetRange, ObjectStore, PutPayload,
+    GetOptions, GetRange, ObjectStore, PutPayload, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
     multipart::{MultipartStore as _, PartId},
     path::Path as Key,
@@ -25,6 +25,10 @@ const SMALL_PARTS: usize = 4000;
 /// The size of those.
 const LARGE_PART_BYTES: usize = 64 * 1024 * 1024;
 
+/// How often and how long a request is repeated before its call fails: a client can wait and try again itself.
+const RETRIES: usize = 4;
+const RETRY_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// A bucket, and a prefix in it.
 pub(super) struct Remote {
     store: Arc<AmazonS3>,
@@ -42,6 +46,11 @@ impl Remote {
         let store = AmazonS3Builder::from_env()
             .with_bucket_name(bucket)
             .with_allow_http(is_plain)
+            .with_retry(RetryConfig {
+                max_retries: RETRIES,
+                retry_timeout: RETRY_TIMEOUT,
+                ..RetryConfig::default()
+            })
             .build()
             .map_err(|error| error.to_string())?;
         Ok(Self {

@@ -260,7 +260,7 @@ async fn files_live_on_s3_and_uploads_go_on_from_their_last_part() {
 async fn a_store_that_is_away_is_unavailable_and_hinders_nothing_else() {
     let s3 = S3::start().await;
     let away = s3.settings().env("AWS_ENDPOINT", "http://127.0.0.1:1");
-    let server = TestServer::with(away.env("AWS_MAX_RETRIES", "0")).await;
+    let server = TestServer::with(away).await;
     let mut clients = Clients::of(&server).await;
     let bytes = content(10);
     let refused = clients.send(&described(&bytes, ""), &bytes, 0..10).await;

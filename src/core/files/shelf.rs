@@ -70,8 +70,13 @@ impl Shelf {
         (state.stored, state.under_way.len())
     }
 
-    /// A file was found or stored.
-    pub(super) fn stored(&self, bytes: u64) {
+    /// All files were counted.
+    pub(super) fn counted(&self, bytes: u64) {
+        self.lock().stored = bytes;
+    }
+
+    /// A file was stored.
+    fn stored(&self, bytes: u64) {
         self.lock().stored += bytes;
     }
 

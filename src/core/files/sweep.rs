@@ -19,7 +19,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 
 impl Files {
     /// Finds what an earlier process stored and left: counts the files, puts named uploads back, removes nameless ones and
-    /// content without a description. Holds 16 bytes a file while it runs.
+    /// content without a description. Holds 16 bytes a file while it runs. May be repeated.
     ///
     /// # Errors
     /// What the store reports.
@@ -98,16 +98,18 @@ impl Files {
     /// Counts content that `wanted` names; removes other content that is old enough not to be an upload's last step.
     async fn blobs(&self, wanted: &HashSet<FileId>) -> Result<(), Error> {
         let mut blobs = self.0.store.list("blobs", None);
+        let mut stored = 0;
         while let Some(blob) = blobs.try_next().await? {
             let Some(id) = FileId::parse(&blob.name) else {
                 continue;
             };
             if wanted.contains(&id) {
-                self.0.shelf.stored(blob.size);
+                stored += blob.size;
             } else if is_over(blob.modified, self.0.settings.upload_ttl) {
                 self.0.store.delete(&id.blob_key()).await?;
             }
         }
+        self.0.shelf.counted(stored);
         Ok(())
     }
 
