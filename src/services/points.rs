@@ -83,10 +83,18 @@ pub(super) fn time(nanos: i64) -> Timestamp {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{log::Space, proto::streaming::DataPoint};
+    use crate::{
+        config,
+        core::{Hub, Topics, hub::Start},
+        log::Space,
+        proto::streaming::DataPoint,
+        telemetry::{Metrics, Traces},
+    };
 
     proptest! {
         #[test]
@@ -130,6 +138,44 @@ mod tests {
             ("p", 1.5, 7, 0)
         );
         assert_eq!(read.metadata["a"], "b");
+    }
+
+    #[tokio::test]
+    async fn who_follows_the_topic_gets_the_point_with_its_place() {
+        let metrics = Metrics::new();
+        let config = config::Log {
+            engine: config::EngineKind::Memory,
+            ..config::Log::default()
+        };
+        let engine = log::open(&config, metrics.clone()).unwrap();
+        let hub = Hub::new(
+            Arc::clone(&engine),
+            &config::Hub::default(),
+            metrics,
+            Traces::off(),
+        );
+        let topics = Topics::new(engine, hub, Traces::off());
+        let topic = Topic::new(Space::Telemetry, "metrics").unwrap();
+        let mut followed = topics
+            .merge(std::slice::from_ref(&topic), Start::Live)
+            .await
+            .unwrap();
+        let point = Point {
+            value: 2.5,
+            metadata: BTreeMap::from([("name".into(), "heat".into())]),
+            ..Point::default()
+        };
+        let mut pipeline = topics.pipeline();
+        pipeline
+            .push(vec![point.record(&topic, None, None)])
+            .await
+            .unwrap();
+        assert_eq!(pipeline.finish().await.unwrap(), 1);
+        let heard = followed.next().await.unwrap();
+        let (from, record) = &heard[0];
+        let read = DataPoint::decode(record.payload.clone()).unwrap();
+        assert_eq!((from, record.sequence.0 > 0), (&topic, true));
+        assert_eq!((read.value, &*read.metadata["name"]), (2.5, "heat"));
     }
 
     #[test]
