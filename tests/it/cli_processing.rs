@@ -56,7 +56,10 @@ fn lines(values: impl IntoIterator<Item = Value>) -> String {
 #[tokio::test]
 async fn collect_sends_lines_and_says_what_became_of_them() {
     let server = TestServer::start().await;
-    let samples = (0..2500).map(|number| json!({"name": "lines_total", "value": 1, "kind": "COUNTER", "labels": {"part": format!("{}", number % 2)}}));
+    let samples = (0..2500).map(|number| {
+        let part = (number % 2).to_string();
+        json!({"name": "lines_total", "value": 1, "kind": "COUNTER", "labels": {"part": part}})
+    });
     let ended = run(&server, &["collect"], &lines(samples)).await;
     assert_eq!(
         (ended.code, ended.out.as_str()),

@@ -1,9 +1,10 @@
 //! Quantiles in bounded memory.
 //!
 //! Values are counted in buckets whose bounds grow by a fixed ratio, as `DDSketch` does, and only buckets that hold
-//! something take memory: 16 bytes each. When a sketch has too many, neighbours are merged in pairs everywhere, which doubles the
-//! error; so it is the same for every quantile and always known. (A dense store that drops its lowest buckets, which is what
-//! the libraries offer, takes memory for the range of the values and loses the error bound of low quantiles silently.)
+//! something take memory: 16 bytes each. When a sketch has too many, neighbours are merged in pairs everywhere, which
+//! doubles the error; so it is the same for every quantile and always known. (A dense store that drops its lowest buckets,
+//! which is what the libraries offer, takes memory for the range of the values and loses the error bound of low quantiles
+//! silently.)
 
 /// The error of a fresh sketch; a little below one percent, so that rounding cannot pass it.
 const ALPHA: f64 = 0.0099;
