@@ -1,6 +1,6 @@
 //! `streaming.DataService`: `GetData`, `SubscribeData`, and the topics that the service feeds itself.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashSet, process::Stdio, time::Duration};
 
 use tonic::{Code, Streaming, transport::Channel};
 use tonic_types::StatusExt as _;
@@ -337,7 +337,9 @@ async fn what_happens_to_the_instance_is_told() {
 #[tokio::test]
 async fn log_lines_are_data_and_do_not_feed_back() {
     let settings = Settings::default().set("telemetry.log_level", "trace");
-    let server = TestServer::with(settings).await;
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::starting(dir, settings, Stdio::null()).await;
+    server.ready().await;
     let mut service = service(&server).await;
     let mut stream = subscribe(&mut service, of(&["logs"], 1, Some(0))).await;
     let mut number = 0;
