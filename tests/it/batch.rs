@@ -7,14 +7,14 @@ use std::{
 };
 
 use futures::stream;
-use prost::Message as _;
 use prost_types::Timestamp;
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, transport::Channel};
 use weir::{
     config,
-    log::{self, Limit, Sequence, Space, Topic},
+    core::feeds::Point,
+    log::{self, Limit, Record, Sequence, Space, Topic},
     proto::streaming::{
         DataPoint,
         v1::{
@@ -33,6 +33,21 @@ pub(crate) async fn client(server: &TestServer) -> V1 {
     V1::new(server.channel().await).max_decoding_message_size(64 << 20)
 }
 
+fn point(record: &Record) -> DataPoint {
+    let stored = Point::decode(record.payload.clone()).unwrap();
+    let metadata = stored.metadata.into_iter();
+    let time = record.shown_time();
+    DataPoint {
+        id: record.id.to_string(),
+        value: stored.value,
+        timestamp: time.seconds * 1_000_000_000 + i64::from(time.nanos),
+        metadata: metadata
+            .map(|(name, text)| (name.into(), text.into()))
+            .collect(),
+        sequence: record.sequence.0,
+    }
+}
+
 /// Everything in a topic, read from the directory of a server that is gone.
 pub(crate) async fn stored_points(dir: &Path, space: Space, name: &str) -> Vec<DataPoint> {
     let config = config::Log {
@@ -49,11 +64,7 @@ pub(crate) async fn stored_points(dir: &Path, space: Space, name: &str) -> Vec<D
     };
     loop {
         let page = engine.read(&topic, from, limit).await.unwrap();
-        let decoded = page
-            .records
-            .iter()
-            .map(|record| DataPoint::decode(record.payload.clone()).unwrap());
-        points.extend(decoded);
+        points.extend(page.records.iter().map(|record| point(record)));
         if page.next == page.tail {
             engine.close().await;
             return points;

@@ -7,20 +7,21 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     core::{
-        Error, Name,
+        Error, Feeds, Name,
         appender::Appended,
+        feeds::{Entry, Point, data_topic},
         processing::{Batch, SeriesId, SeriesStatistics},
     },
-    log::{NewRecord, Space, Topic, TraceContext},
+    log::{NewRecord, Topic, TraceContext},
     proto::streaming::v1::{
         BatchProcessingResult, DataRecord, RecordError, SeriesStatistics as Statistics,
     },
     services::{
         Core,
-        check::Check,
+        check::{Check, event_time},
         intake::{Admission, intake},
         message_limit,
-        points::{Point, nanos},
+        points::nanos,
     },
     telemetry::trace,
 };
@@ -40,7 +41,8 @@ pub(super) async fn process(
 ) -> Result<Response<BatchProcessingResult>, Status> {
     let limit = message_limit(&core.limits);
     let mut side = Side {
-        topic: Topic::new(Space::Data, TOPIC).map_err(|_| Status::internal("no topic"))?,
+        feeds: core.feeds.clone(),
+        topic: data_topic(TOPIC).map_err(|_| Status::internal("no topic"))?,
         trace: trace::current(),
         // The other half is for the errors.
         batch: Batch::new(core.processing.max_series, limit / 2),
@@ -60,6 +62,7 @@ pub(super) async fn process(
 
 /// One batch.
 struct Side {
+    feeds: Feeds,
     topic: Topic,
     trace: Option<TraceContext>,
     batch: Batch,
@@ -100,14 +103,18 @@ impl Admission for Side {
 
 impl Side {
     fn taken(&mut self, index: u64, record: DataRecord) -> Result<(Taken, NewRecord), Error> {
-        let (point, series, key) = checked(record)?;
+        let id = record.id.clone();
+        let value = record.value;
+        let (series, entry) = checked(record, &self.topic)?;
         let taken = Taken {
             index,
-            id: point.id.clone(),
+            id,
             series: self.batch.series(series.as_str())?,
-            value: point.value,
+            value,
         };
-        Ok((taken, point.record(&self.topic, key, self.trace)))
+        let mut record = self.feeds.record(entry);
+        record.trace = self.trace;
+        Ok((taken, record))
     }
 
     fn refuse(&mut self, index: u64, id: String, error: &Error) {
@@ -124,8 +131,8 @@ impl Side {
     }
 }
 
-/// The point that a record stands for, its series and its key.
-fn checked(record: DataRecord) -> Result<(Point, Name, Option<Name>), Error> {
+/// A record's series, and what is published of it.
+fn checked(record: DataRecord, topic: &Topic) -> Result<(Name, Entry), Error> {
     let mut check = Check::new(&"");
     let series = check.name(SERIES, record.series);
     let id = check.optional("id", record.id);
@@ -133,20 +140,21 @@ fn checked(record: DataRecord) -> Result<(Point, Name, Option<Name>), Error> {
     if !record.value.is_finite() {
         check.refuse("value", "value must be finite");
     }
-    let timestamp = record.timestamp.map_or(Some(0), nanos);
-    if timestamp.is_none() {
+    if record.timestamp.is_some_and(|time| nanos(time).is_none()) {
         check.refuse("timestamp", "timestamp must be a time from 1677 to 2262");
     }
-    let (series, timestamp) = check.finish(series.zip(timestamp))?;
-    let mut metadata: BTreeMap<_, _> = record.attributes.into_iter().collect();
-    metadata.insert(SERIES.into(), series.as_str().into());
-    let point = Point {
-        id: id.map(Box::<str>::from).unwrap_or_default().into(),
-        value: record.value,
-        timestamp,
-        metadata,
+    let series = check.finish(series)?;
+    let named = (SERIES.to_owned(), series.as_str().to_owned());
+    let metadata = record.attributes.into_iter().chain([named]);
+    let entry = Entry {
+        topic: topic.clone(),
+        id,
+        kind: 0,
+        event_time: record.timestamp.map(event_time),
+        key,
+        payload: Point::new(record.value, metadata).encode(),
     };
-    Ok((point, series, key))
+    Ok((series, entry))
 }
 
 /// As much of an id as an id may be long.

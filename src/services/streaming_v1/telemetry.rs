@@ -6,31 +6,29 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::{
     core::{
-        Error, Name,
+        Error, Feeds, Name,
         appender::Appended,
         collect::{Collect, Kind, Reason, Refusal, Sample},
     },
-    log::{NewRecord, Space, Topic, TraceContext},
+    log::{NewRecord, TraceContext},
     proto::streaming::v1::{MetricData, MetricKind, MetricsCollectionResult},
     services::{
         Core,
+        check::event_time,
         intake::{Admission, intake},
-        points::{Point, nanos},
+        points::nanos,
     },
     telemetry::trace,
 };
 
 use super::signed;
 
-/// The topic that accepted samples are published to.
-const TOPIC: &str = "metrics";
-
 pub(super) async fn collect(
     core: &Core,
     request: Request<Streaming<MetricData>>,
 ) -> Result<Response<MetricsCollectionResult>, Status> {
     let mut side = Side {
-        topic: Topic::new(Space::Telemetry, TOPIC).map_err(|_| Status::internal("no topic"))?,
+        feeds: core.feeds.clone(),
         trace: trace::current(),
         collect: core.collect.clone(),
         first: None,
@@ -49,7 +47,7 @@ pub(super) async fn collect(
 
 /// One stream of samples.
 struct Side {
-    topic: Topic,
+    feeds: Feeds,
     trace: Option<TraceContext>,
     collect: Collect,
     /// The first refusal: conflicts of keys show later than what is wrong with a sample itself.
@@ -106,12 +104,10 @@ impl Side {
                 return Err(Refusal::new(Reason::Kind, text));
             }
         };
-        let timestamp = data.timestamp.map_or(Some(0), nanos).ok_or_else(|| {
-            Refusal::new(
-                Reason::Timestamp,
-                "timestamp must be a time from 1677 to 2262",
-            )
-        })?;
+        if data.timestamp.is_some_and(|time| nanos(time).is_none()) {
+            let text = "timestamp must be a time from 1677 to 2262";
+            return Err(Refusal::new(Reason::Timestamp, text));
+        }
         let key = match data.idempotency_key.as_str() {
             "" => None,
             key => Some(
@@ -119,18 +115,20 @@ impl Side {
                     .map_err(|why| Refusal::new(Reason::Key, format!("idempotency_key {why}")))?,
             ),
         };
-        let mut metadata: BTreeMap<_, _> = data.labels.into_iter().collect();
-        let sample = Sample::new(&data.name, kind, &metadata, data.value)?;
+        let mut labels: BTreeMap<_, _> = data.labels.into_iter().collect();
+        let sample = Sample::new(&data.name, kind, &labels, data.value)?;
         self.collect.reserve(&sample)?;
-        metadata.insert("name".into(), data.name);
-        metadata.insert("kind".into(), kind.as_str().into());
-        let point = Point {
-            id: String::new(),
-            value: data.value,
-            timestamp,
-            metadata,
-        };
-        Ok((sample, point.record(&self.topic, key, self.trace)))
+        labels.insert("kind".into(), kind.as_str().into());
+        let labels = labels
+            .into_iter()
+            .map(|(name, text)| (name.into(), text.into()));
+        let time = data.timestamp.map(event_time);
+        let record = self
+            .feeds
+            .metric_record(&data.name, data.value, time, labels, key);
+        let mut record = record.map_err(|why| Refusal::new(Reason::Name, why.to_string()))?;
+        record.trace = self.trace;
+        Ok((sample, record))
     }
 
     fn refuse(&mut self, index: u64, refusal: &Refusal) {
