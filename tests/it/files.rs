@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use proptest::prelude::*;
 use sha2::{Digest as _, Sha256};
 use tokio::{
     sync::mpsc,
@@ -28,22 +27,22 @@ use weir::proto::{
 };
 
 use crate::support::{
-    Settings, TestServer, end,
-    errors::{assert_ended, assert_invalid, info},
+    Settings, TestServer,
+    errors::{assert_invalid, info},
     eventually, next, server, soon,
 };
 
 /// A chunk as the tutorials cut it.
-const CHUNK: usize = 64 * 1024;
-const MIB: usize = 1024 * 1024;
+pub(crate) const CHUNK: usize = 64 * 1024;
+pub(crate) const MIB: usize = 1024 * 1024;
 
-type Service = StreamingServiceClient<Channel>;
+pub(crate) type Service = StreamingServiceClient<Channel>;
 
 /// The clients of one server.
 pub(crate) struct Clients {
     pub(crate) service: Service,
-    data: DataServiceClient<Channel>,
-    files: FilesClient<Channel>,
+    pub(crate) data: DataServiceClient<Channel>,
+    pub(crate) files: FilesClient<Channel>,
 }
 
 impl Clients {
@@ -56,19 +55,19 @@ impl Clients {
         }
     }
 
-    async fn get(&mut self, id: &str) -> Result<File, Status> {
+    pub(crate) async fn get(&mut self, id: &str) -> Result<File, Status> {
         let request = GetFileRequest { file_id: id.into() };
         Ok(self.files.get_file(request).await?.into_inner())
     }
 
-    async fn progress(&mut self, id: &str) -> Result<Upload, Status> {
+    pub(crate) async fn progress(&mut self, id: &str) -> Result<Upload, Status> {
         let request = GetUploadRequest {
             upload_id: id.into(),
         };
         Ok(self.files.get_upload(request).await?.into_inner())
     }
 
-    async fn count(&mut self) -> usize {
+    pub(crate) async fn count(&mut self) -> usize {
         let listed = self.files.list_files(ListFilesRequest::default()).await;
         listed.unwrap().into_inner().files.len()
     }
@@ -93,7 +92,7 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
 }
 
 /// Metadata of `bytes`, with everything said.
-fn described(name: &str, bytes: &[u8], upload_id: &str) -> FileMetadata {
+pub(crate) fn described(name: &str, bytes: &[u8], upload_id: &str) -> FileMetadata {
     FileMetadata {
         filename: name.into(),
         total_size: bytes.len() as i64,
@@ -103,14 +102,14 @@ fn described(name: &str, bytes: &[u8], upload_id: &str) -> FileMetadata {
     }
 }
 
-fn first(metadata: FileMetadata) -> FileChunk {
+pub(crate) fn first(metadata: FileMetadata) -> FileChunk {
     FileChunk {
         data: Some(Data::Metadata(metadata)),
         ..FileChunk::default()
     }
 }
 
-fn chunk(bytes: &[u8], offset: usize) -> FileChunk {
+pub(crate) fn chunk(bytes: &[u8], offset: usize) -> FileChunk {
     FileChunk {
         data: Some(Data::Chunk(Bytes::copy_from_slice(bytes))),
         offset: offset as i64,
@@ -119,7 +118,7 @@ fn chunk(bytes: &[u8], offset: usize) -> FileChunk {
 }
 
 /// The chunks of `bytes` from `from` on.
-fn chunks(bytes: &[u8], from: usize, size: usize) -> Vec<FileChunk> {
+pub(crate) fn chunks(bytes: &[u8], from: usize, size: usize) -> Vec<FileChunk> {
     let parts = bytes[from..].chunks(size).enumerate();
     parts
         .map(|(index, part)| chunk(part, from + index * size))
@@ -127,13 +126,16 @@ fn chunks(bytes: &[u8], from: usize, size: usize) -> Vec<FileChunk> {
 }
 
 /// A whole upload.
-fn whole(metadata: FileMetadata, bytes: &[u8]) -> Vec<FileChunk> {
+pub(crate) fn whole(metadata: FileMetadata, bytes: &[u8]) -> Vec<FileChunk> {
     let mut all = vec![first(metadata)];
     all.extend(chunks(bytes, 0, CHUNK));
     all
 }
 
-async fn send(service: &mut Service, parts: Vec<FileChunk>) -> Result<UploadFileResponse, Status> {
+pub(crate) async fn send(
+    service: &mut Service,
+    parts: Vec<FileChunk>,
+) -> Result<UploadFileResponse, Status> {
     let sent = soon("an answer", service.upload_file(tokio_stream::iter(parts))).await;
     sent.map(tonic::Response::into_inner)
 }
@@ -145,13 +147,13 @@ pub(crate) async fn store(clients: &mut Clients, name: &str, bytes: &[u8]) -> Up
 }
 
 /// An upload whose stream stays open.
-struct Open {
-    parts: mpsc::Sender<FileChunk>,
-    call: JoinHandle<Result<UploadFileResponse, Status>>,
+pub(crate) struct Open {
+    pub(crate) parts: mpsc::Sender<FileChunk>,
+    pub(crate) call: JoinHandle<Result<UploadFileResponse, Status>>,
 }
 
 impl Open {
-    fn begin(service: &Service, metadata: FileMetadata) -> Self {
+    pub(crate) fn begin(service: &Service, metadata: FileMetadata) -> Self {
         let (parts, receiver) = mpsc::channel(1);
         let mut service = service.clone();
         let call = tokio::spawn(async move {
@@ -163,7 +165,7 @@ impl Open {
         open
     }
 
-    async fn send(&self, parts: Vec<FileChunk>) {
+    pub(crate) async fn send(&self, parts: Vec<FileChunk>) {
         for part in parts {
             soon("room for a chunk", self.parts.send(part))
                 .await
@@ -176,18 +178,18 @@ impl Open {
     }
 
     /// Breaks the call as a client that goes away does.
-    async fn break_off(self) {
+    pub(crate) async fn break_off(self) {
         self.abort().abort();
         let _ = self.call.await;
     }
 
-    async fn outcome(self) -> Result<UploadFileResponse, Status> {
+    pub(crate) async fn outcome(self) -> Result<UploadFileResponse, Status> {
         drop(self.parts);
         soon("an answer", self.call).await.unwrap()
     }
 }
 
-async fn open_download(
+pub(crate) async fn open_download(
     service: &mut Service,
     id: &str,
     offset: i64,
@@ -492,7 +494,7 @@ async fn an_upload_is_refused_with_reasons_and_leaves_nothing() {
 }
 
 /// Waits until the store holds no byte of any file.
-async fn nothing_is_left(server: &TestServer) {
+pub(crate) async fn nothing_is_left(server: &TestServer) {
     eventually("an empty store", || async {
         let files = server.dir().join("data/files");
         let left: Vec<_> = ["meta", "blobs", "uploads", "staging", "done"]
@@ -559,293 +561,6 @@ async fn an_upload_past_its_deadline_leaves_nothing() {
     );
     nothing_is_left(&server).await;
     drop(parts);
-}
-
-/// Waits until the upload's committed offset is `offset`.
-async fn committed(server: &TestServer, id: &str, offset: usize) {
-    eventually("the offset to be committed", || async {
-        let mut clients = Clients::of(server).await;
-        let upload = clients.progress(id).await.ok()?;
-        (upload.committed_offset == offset as i64).then_some(())
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_broken_upload_goes_on_where_it_broke() {
-    let server = TestServer::start().await;
-    let mut clients = Clients::of(&server).await;
-    let bytes = content(3 * MIB + 1);
-    let metadata = described("a", &bytes, "up-1");
-    let open = Open::begin(&clients.service, metadata.clone());
-    open.send(chunks(&bytes, 0, CHUNK)[..20].to_vec()).await;
-    eventually("chunks to arrive", || async {
-        let up = server.metric("weir_file_bytes_total{direction=\"up\"}");
-        (up.await > 0.0).then_some(())
-    })
-    .await;
-    open.break_off().await;
-    let upload = eventually("something to be committed", || async {
-        let upload = Clients::of(&server).await.progress("up-1").await.ok()?;
-        (upload.committed_offset > 0).then_some(upload)
-    })
-    .await;
-    assert_eq!(upload.total_size, bytes.len() as i64);
-    assert!(upload.expires.is_some());
-    assert_eq!(clients.count().await, 0, "nothing partial is visible");
-
-    let from = upload.committed_offset as usize;
-    let mut wrong = vec![first(metadata.clone())];
-    wrong.extend(chunks(&bytes, 0, CHUNK));
-    let status = send(&mut clients.service, wrong).await.unwrap_err();
-    assert_invalid(&status, &format!("offset must be {from}"), &["offset"]);
-
-    let mut rest = vec![first(metadata.clone())];
-    rest.extend(chunks(&bytes, from, CHUNK));
-    let stored = send(&mut clients.service, rest).await.unwrap();
-    assert!(stored.checksum_verified);
-    let (_, received) = fetch(&mut clients.service, &stored.file_id, 0, 0).await;
-    assert!(received == bytes);
-
-    let status = clients.progress("up-1").await.unwrap_err();
-    assert_eq!(status.code(), Code::NotFound);
-    assert_eq!(status.message(), "Upload up-1 not found");
-
-    // Repeating it changes nothing.
-    let again = send(&mut clients.service, whole(metadata.clone(), &bytes)).await;
-    assert_eq!(again.unwrap(), stored);
-    assert_eq!(clients.count().await, 1);
-    // Other metadata under the same id is another file.
-    let other = FileMetadata {
-        filename: "b".into(),
-        ..metadata
-    };
-    let status = send(&mut clients.service, whole(other, &bytes)).await;
-    let status = status.unwrap_err();
-    assert_eq!(status.code(), Code::AlreadyExists);
-    assert_eq!(info(&status).0, "ALREADY_EXISTS");
-    let resource = status.get_details_resource_info().unwrap();
-    assert_eq!(resource.resource_name, "up-1");
-}
-
-#[tokio::test]
-async fn a_data_service_upload_goes_on_from_the_offset_it_names() {
-    let server = TestServer::start().await;
-    let mut clients = Clients::of(&server).await;
-    let bytes = content(100_000);
-    let parts = |offset: usize, until: usize| {
-        let metadata = streaming::FileMetadata {
-            filename: "a".into(),
-            total_size: bytes.len() as i64,
-            upload_id: "up-1".into(),
-            offset: offset as i64,
-            ..streaming::FileMetadata::default()
-        };
-        let chunk = Payload::Chunk(Bytes::copy_from_slice(&bytes[offset..until]));
-        let parts = [Payload::Metadata(metadata), chunk];
-        tokio_stream::iter(parts.map(|payload| UploadRequest {
-            payload: Some(payload),
-        }))
-    };
-    let short = clients.data.upload_file(parts(0, 60_000)).await;
-    assert_invalid(
-        &short.unwrap_err(),
-        "File size is less than declared size: 60000 of 100000 bytes",
-        &["total_size"],
-    );
-    committed(&server, "up-1", 60_000).await;
-    let wrong = clients.data.upload_file(parts(0, 100_000)).await;
-    assert_invalid(&wrong.unwrap_err(), "offset must be 60000", &["offset"]);
-    let done = clients.data.upload_file(parts(60_000, 100_000)).await;
-    assert_eq!(done.unwrap().into_inner().checksum, sha256(&bytes));
-}
-
-#[tokio::test]
-async fn an_upload_goes_on_after_kill_9() {
-    let server = TestServer::start().await;
-    let bytes = content(40 * MIB);
-    let metadata = described("a", &bytes, "up-1");
-    let clients = Clients::of(&server).await;
-    let open = Open::begin(&clients.service, metadata.clone());
-    open.send(chunks(&bytes, 0, CHUNK)[..600].to_vec()).await;
-    // It is committed in steps while the stream runs.
-    let before = eventually("a first step to be committed", || async {
-        let upload = Clients::of(&server).await.progress("up-1").await.ok()?;
-        (upload.committed_offset > 0).then_some(upload.committed_offset)
-    })
-    .await;
-    // A nameless upload that the process takes with it.
-    let lost = Open::begin(&clients.service, described("b", &bytes, ""));
-    lost.send(chunks(&bytes, 0, CHUNK)[..20].to_vec()).await;
-    let server = server.restart().await;
-    open.outcome().await.unwrap_err();
-    drop(lost);
-
-    let mut clients = Clients::of(&server).await;
-    let from = clients.progress("up-1").await.unwrap().committed_offset;
-    assert!(from >= before, "{from} of {before}");
-    assert_eq!(server.metric("weir_uploads_under_way").await, 1.0);
-    let mut rest = vec![first(metadata)];
-    rest.extend(chunks(&bytes, from as usize, CHUNK));
-    let stored = send(&mut clients.service, rest).await.unwrap();
-    assert!(stored.checksum_verified);
-    let (_, received) = fetch(&mut clients.service, &stored.file_id, 0, 0).await;
-    assert!(received == bytes);
-    assert_eq!(clients.count().await, 1);
-    let staged = std::fs::read_dir(server.dir().join("data/files/staging")).unwrap();
-    assert_eq!(staged.count(), 0, "nothing stays behind");
-    assert_eq!(server.metric("weir_files_bytes").await, bytes.len() as f64);
-}
-
-#[tokio::test]
-async fn files_and_outcomes_survive_a_restart() {
-    let server = TestServer::start().await;
-    let mut clients = Clients::of(&server).await;
-    let bytes = content(MIB);
-    let parts = whole(described("a", &bytes, "up-1"), &bytes);
-    let stored = send(&mut clients.service, parts.clone()).await.unwrap();
-    let server = server.restart().await;
-    let mut clients = Clients::of(&server).await;
-    let (_, received) = fetch(&mut clients.service, &stored.file_id, 0, 0).await;
-    assert!(received == bytes);
-    let again = send(&mut clients.service, parts).await.unwrap();
-    assert_eq!(again.file_id, stored.file_id);
-    assert_eq!(server.metric("weir_files_bytes").await, bytes.len() as f64);
-}
-
-#[tokio::test]
-async fn a_drain_keeps_what_has_arrived() {
-    let mut server = TestServer::start().await;
-    let clients = Clients::of(&server).await;
-    let bytes = content(MIB);
-    let metadata = described("a", &bytes, "up-1");
-    let open = Open::begin(&clients.service, metadata.clone());
-    open.send(chunks(&bytes, 0, CHUNK)[..10].to_vec()).await;
-    eventually("chunks to arrive", || async {
-        let received = "grpc_server_msg_received_total{grpc_method=\"UploadFile\",\
-            grpc_service=\"streaming.v1.StreamingService\",grpc_type=\"client_stream\"}";
-        (server.metric(received).await == 11.0).then_some(())
-    })
-    .await;
-    server.terminate();
-    let status = soon("an end", open.call).await.unwrap().unwrap_err();
-    assert_ended(&status, "DRAINING");
-    assert_eq!(server.exit_code().await, Some(0));
-    let server = server.restart().await;
-    let upload = Clients::of(&server).await.progress("up-1").await.unwrap();
-    assert_eq!(upload.committed_offset, 10 * CHUNK as i64);
-}
-
-#[tokio::test]
-async fn a_drain_ends_a_download() {
-    let mut server = TestServer::start().await;
-    let mut clients = Clients::of(&server).await;
-    let id = store(&mut clients, "a", &content(20 * MIB)).await.file_id;
-    let mut stream = open_download(&mut clients.service, &id, 0, 0)
-        .await
-        .unwrap();
-    next(&mut stream).await;
-    server.terminate();
-    assert_ended(&end(&mut stream).await.unwrap_err(), "DRAINING");
-    assert_eq!(server.exit_code().await, Some(0));
-}
-
-#[tokio::test]
-async fn the_second_writer_takes_over() {
-    let server = TestServer::start().await;
-    let mut clients = Clients::of(&server).await;
-    let bytes = content(2 * MIB);
-    let metadata = described("a", &bytes, "up-1");
-    let one = Open::begin(&clients.service, metadata.clone());
-    one.send(chunks(&bytes, 0, CHUNK)[..10].to_vec()).await;
-    eventually("the first to begin", || async {
-        Clients::of(&server).await.progress("up-1").await.ok()
-    })
-    .await;
-    // Other metadata is a mistake and takes nothing over.
-    let other = FileMetadata {
-        filename: "b".into(),
-        ..metadata.clone()
-    };
-    let refused = send(&mut clients.service, whole(other, &bytes)).await;
-    assert_eq!(refused.unwrap_err().code(), Code::AlreadyExists);
-    assert!(!one.call.is_finished());
-
-    let two = Open::begin(&clients.service, metadata);
-    let status = soon("the first to end", one.call)
-        .await
-        .unwrap()
-        .unwrap_err();
-    assert_eq!(status.code(), Code::Aborted, "{status:?}");
-    assert_eq!(info(&status).0, "SUPERSEDED");
-    assert_eq!(status.message(), "another stream took this upload over");
-    // What the first had not committed is the second's to send.
-    let from = clients.progress("up-1").await.unwrap().committed_offset;
-    two.send(chunks(&bytes, from as usize, CHUNK)).await;
-    let stored = two.outcome().await.unwrap();
-    let (_, received) = fetch(&mut clients.service, &stored.file_id, 0, 0).await;
-    assert!(received == bytes);
-    let superseded = server.metric("weir_uploads_ended_total{outcome=\"superseded\"}");
-    assert_eq!(superseded.await, 1.0);
-}
-
-#[tokio::test]
-async fn of_many_writers_one_wins() {
-    let server = TestServer::start().await;
-    let mut clients = Clients::of(&server).await;
-    let bytes = content(300_000);
-    let writers: Vec<_> = (0..8)
-        .map(|_| {
-            let mut service = clients.service.clone();
-            let parts = whole(described("a", &bytes, "up-1"), &bytes);
-            tokio::spawn(async move { send(&mut service, parts).await })
-        })
-        .collect();
-    let mut ids = Vec::new();
-    for writer in writers {
-        match writer.await.unwrap() {
-            Ok(stored) => ids.push(stored.file_id),
-            Err(status) => assert!(
-                matches!(status.code(), Code::Aborted | Code::InvalidArgument),
-                "{status:?}"
-            ),
-        }
-    }
-    ids.dedup();
-    assert_eq!(ids.len(), 1, "{ids:?}");
-    assert_eq!(clients.count().await, 1);
-    let (_, received) = fetch(&mut clients.service, &ids[0], 0, 0).await;
-    assert!(received == bytes);
-}
-
-#[tokio::test]
-async fn what_nobody_goes_on_with_is_swept() {
-    let settings = Settings::default().set("files.upload_ttl", "1s");
-    let server = TestServer::with(settings).await;
-    let mut clients = Clients::of(&server).await;
-    let bytes = content(MIB);
-    let open = Open::begin(&clients.service, described("a", &bytes, "up-1"));
-    open.send(chunks(&bytes, 0, CHUNK)[..10].to_vec()).await;
-    eventually("the upload to begin", || async {
-        Clients::of(&server).await.progress("up-1").await.ok()
-    })
-    .await;
-    open.break_off().await;
-    let parts = whole(described("b", b"hello", "up-2"), b"hello");
-    let stored = send(&mut clients.service, parts).await.unwrap();
-    eventually("the sweep", || async {
-        let expired = server.metric("weir_uploads_ended_total{outcome=\"expired\"}");
-        (expired.await == 1.0).then_some(())
-    })
-    .await;
-    let status = clients.progress("up-1").await.unwrap_err();
-    assert_eq!(status.code(), Code::NotFound);
-    clients.get(&stored.file_id).await.unwrap();
-    let request = DeleteFileRequest {
-        file_id: stored.file_id,
-    };
-    clients.files.delete_file(request).await.unwrap();
-    nothing_is_left(&server).await;
 }
 
 #[track_caller]
@@ -964,192 +679,6 @@ async fn files_are_listed_newest_first_and_deleted() {
     assert_invalid(&status, "page_size must not be negative", &["page_size"]);
     let status = clients.progress(" ").await.unwrap_err();
     assert_invalid(&status, "upload_id is required", &["upload_id"]);
-}
-
-#[tokio::test]
-async fn a_reader_that_stops_costs_two_pieces() {
-    let server = TestServer::start().await;
-    let mut clients = Clients::of(&server).await;
-    let bytes = content(64 * MIB);
-    let id = store(&mut clients, "a", &bytes).await.file_id;
-    let sent = async || {
-        server
-            .metric("weir_file_bytes_total{direction=\"down\"}")
-            .await
-    };
-    let mut stream = open_download(&mut clients.service, &id, 0, 0)
-        .await
-        .unwrap();
-    next(&mut stream).await;
-    // What the windows hold is sent, then nothing is read further.
-    let mut last = -1.0;
-    let stopped = loop {
-        tokio::time::sleep(Duration::from_millis(300)).await;
-        let current = sent().await;
-        if current == last && current > 0.0 {
-            break current;
-        }
-        last = current;
-    };
-    assert!(stopped < (16 * MIB) as f64, "{stopped} bytes read ahead");
-    let mut received = 0;
-    while let Some(part) = soon("a chunk", stream.message()).await.unwrap() {
-        received += part.size;
-    }
-    assert_eq!(received, bytes.len() as i64);
-}
-
-/// Sends `size` bytes without holding them, with chunks as the tutorials cut them.
-async fn send_large(service: &mut Service, size: u64) -> UploadFileResponse {
-    let piece = Bytes::from(content(CHUNK));
-    let metadata = FileMetadata {
-        filename: "large".into(),
-        total_size: size as i64,
-        ..FileMetadata::default()
-    };
-    let chunks = (0..size / CHUNK as u64).map(move |_| FileChunk {
-        data: Some(Data::Chunk(piece.clone())),
-        ..FileChunk::default()
-    });
-    let parts = std::iter::once(first(metadata)).chain(chunks);
-    let sent = service.upload_file(tokio_stream::iter(parts)).await;
-    sent.unwrap().into_inner()
-}
-
-/// Uploads and downloads a file of `WEIR_FILE_MIB` MiB, by default 256, and compares the server's memory.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn memory_is_flat_whatever_the_size() {
-    let mib = std::env::var("WEIR_FILE_MIB").map_or(256, |text| text.parse().unwrap());
-    let size = mib * MIB as u64;
-    let server = TestServer::start().await;
-    let mut clients = Clients::of(&server).await;
-    // The first transfer pays for buffers that stay.
-    let small = send_large(&mut clients.service, 16 * MIB as u64).await;
-    fetch(&mut clients.service, &small.file_id, 0, 0).await;
-    let before = server.resident_bytes();
-    let peak = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
-    let pid = server.pid();
-    let watch = {
-        let peak = std::sync::Arc::clone(&peak);
-        tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                let resident = resident_bytes(pid);
-                peak.fetch_max(resident, std::sync::atomic::Ordering::Relaxed);
-            }
-        })
-    };
-    let start = std::time::Instant::now();
-    let stored = send_large(&mut clients.service, size).await;
-    let up = start.elapsed();
-    let start = std::time::Instant::now();
-    let mut stream = open_download(&mut clients.service, &stored.file_id, 0, 0)
-        .await
-        .unwrap();
-    let mut received = 0;
-    while let Some(part) = stream.message().await.unwrap() {
-        received += part.size as u64;
-    }
-    let down = start.elapsed();
-    watch.abort();
-    assert_eq!(received, size);
-    let peak = peak.load(std::sync::atomic::Ordering::Relaxed);
-    println!(
-        "{mib} MiB: up {up:?}, down {down:?}; resident {} MiB before, {} MiB at most",
-        before / MIB as u64,
-        peak / MIB as u64
-    );
-    let grown = peak.saturating_sub(before);
-    assert!(
-        grown < 48 * MIB as u64,
-        "grew by {} MiB",
-        grown / MIB as u64
-    );
-}
-
-fn resident_bytes(pid: u32) -> u64 {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
-    let pages = statm.split(' ').nth(1).and_then(|text| text.parse().ok());
-    pages.unwrap_or(0_u64) * rustix::param::page_size() as u64
-}
-
-/// A way to cut and break an upload.
-#[derive(Debug, Clone)]
-struct Plan {
-    size: usize,
-    /// The chunks of each try, and how many of them are sent before it breaks.
-    tries: Vec<(usize, usize)>,
-    last: usize,
-    range: (usize, usize),
-}
-
-fn plan() -> impl Strategy<Value = Plan> {
-    let tries = prop::collection::vec((1..200_000usize, 0..30usize), 0..3);
-    (
-        1..2_000_000usize,
-        tries,
-        1..300_000usize,
-        any::<(u32, u32)>(),
-    )
-        .prop_map(|(size, tries, last, (from, length))| Plan {
-            size,
-            tries,
-            last,
-            range: (from as usize % size, length as usize % size),
-        })
-}
-
-#[test]
-fn however_it_is_cut_and_broken_the_content_is_the_same() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .unwrap();
-    let server = runtime.block_on(TestServer::start());
-    let clients = std::cell::RefCell::new(runtime.block_on(Clients::of(&server)));
-    let config = ProptestConfig::with_cases(24);
-    proptest!(config, |(plan in plan())| {
-        let id = format!("up-{}", rand::random::<u64>());
-        runtime.block_on(cut_and_break(&mut clients.borrow_mut(), &plan, &id));
-    });
-    drop(clients);
-    runtime.block_on(async { drop(server) });
-}
-
-async fn cut_and_break(clients: &mut Clients, plan: &Plan, id: &str) {
-    let bytes = content(plan.size);
-    let metadata = described("a", &bytes, id);
-    for (size, count) in &plan.tries {
-        let from = match clients.progress(id).await {
-            Ok(upload) => upload.committed_offset as usize,
-            Err(_) => 0,
-        };
-        // Half-closed too early: what came is kept.
-        let mut parts = vec![first(metadata.clone())];
-        parts.extend(chunks(&bytes, from, *size).into_iter().take(*count));
-        match send(&mut clients.service, parts).await {
-            Ok(stored) => assert_eq!(stored.bytes_uploaded, plan.size as i64),
-            Err(status) => assert_eq!(status.code(), Code::InvalidArgument, "{status:?}"),
-        }
-    }
-    let from = match clients.progress(id).await {
-        Ok(upload) => upload.committed_offset as usize,
-        Err(_) => 0,
-    };
-    let mut parts = vec![first(metadata)];
-    parts.extend(chunks(&bytes, from, plan.last));
-    let stored = send(&mut clients.service, parts).await.unwrap();
-    assert!(stored.checksum_verified);
-    let (_, received) = fetch(&mut clients.service, &stored.file_id, 0, 0).await;
-    assert!(received == bytes, "{plan:?}");
-    let (from, length) = plan.range;
-    let until = match length {
-        0 => plan.size,
-        length => (from + length).min(plan.size),
-    };
-    let (_, received) = fetch(&mut clients.service, &stored.file_id, from, length).await;
-    assert!(received == bytes[from..until], "{plan:?}");
 }
 
 #[tokio::test]

@@ -32,6 +32,8 @@ mod feedback;
 mod files;
 mod files_cli;
 mod files_http;
+mod files_resume;
+mod files_scale;
 mod garbage;
 mod health;
 mod helloworld;
