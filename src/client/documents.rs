@@ -55,6 +55,12 @@ impl TextDocument {
         Self { doc, text }
     }
 
+    /// The Yjs document.
+    #[must_use]
+    pub const fn doc(&self) -> &Doc {
+        &self.doc
+    }
+
     /// The text.
     #[must_use]
     pub fn text(&self) -> String {

@@ -14,12 +14,18 @@ use crate::{
         appender::Appended,
         hub::{Records, Start, Subscription},
     },
-    log::{self, NewRecord, Record, Sequence, Topic},
+    log::{self, Limit, NewRecord, Record, Sequence, Topic},
     telemetry::trace,
 };
 
 /// Who publishes snapshots, and under which id.
 const SNAPSHOT: (&str, &str) = ("weir", "snapshot");
+
+/// What is read from the log at once.
+const PAGE: Limit = Limit {
+    records: 1024,
+    bytes: 1 << 20,
+};
 
 /// What became of a client's updates on the copy: whether each brought anything, and what refused the next.
 type Tried = (Vec<bool>, Option<Refused>);
@@ -29,27 +35,55 @@ pub(super) struct Live {
     /// Absent once it may differ from the log.
     replica: Option<Replica>,
     records: Subscription<Records>,
-    /// The last record of the document.
+    count: Count,
+}
+
+/// What a topic holds.
+#[derive(Default)]
+struct Count {
+    /// The last record.
     last: Sequence,
     /// Updates beside the last snapshot, and their bytes.
-    loose: usize,
-    loose_bytes: usize,
+    updates: usize,
+    bytes: usize,
+}
+
+impl Count {
+    fn add(&mut self, records: &[Arc<Record>]) {
+        for record in records {
+            self.last = self.last.max(record.sequence);
+            if Kind::of(record) == Kind::Update {
+                self.updates += 1;
+                self.bytes += record.payload.len();
+            }
+        }
+    }
 }
 
 impl Live {
-    /// Reads a document from the log.
+    /// Reads a document from the log, page by page, and follows it from there.
     pub(super) async fn load(documents: &Inner, topic: &Topic) -> Result<Self, Error> {
-        let start = Start::After(Sequence::default());
-        let mut live = Self {
+        let mut replica = Replica::new(documents.max_size);
+        let mut count = Count::default();
+        let mut from = documents.topics.bounds(topic).await?.first;
+        loop {
+            let page = documents.topics.read(topic, from, PAGE).await?;
+            count.add(&page.records);
+            replica = documents
+                .workshop
+                .run(move || replay(&mut replica, &page.records).map(|()| replica))
+                .await??;
+            from = page.next;
+            if from == page.tail {
+                break;
+            }
+        }
+        let start = Start::After(Sequence(from.0.saturating_sub(1)));
+        Ok(Self {
             records: documents.topics.subscribe(topic, start, Records).await?,
-            replica: Some(Replica::new(documents.max_size)),
-            last: Sequence::default(),
-            loose: 0,
-            loose_bytes: 0,
-        };
-        let tail = documents.topics.bounds(topic).await?.tail;
-        live.catch_up(documents, tail).await?;
-        Ok(live)
+            replica: Some(replica),
+            count,
+        })
     }
 
     /// It, unless the copy is spoilt.
@@ -59,7 +93,7 @@ impl Live {
 
     /// The position of the last record; zero when there is none.
     pub(super) const fn last(&self) -> Sequence {
-        self.last
+        self.count.last
     }
 
     /// Applies what the log has, and at least everything before `until`.
@@ -69,13 +103,14 @@ impl Live {
         until: Sequence,
     ) -> Result<(), Error> {
         while let Some(records) = self.next_before(until).await? {
-            self.note(&records);
+            self.count.add(&records);
             self.replay(documents, records).await?;
         }
         Ok(())
     }
 
-    /// Further records; `None` when there are none now and everything before `until` was given.
+    /// Further records; `None` when there are none now and everything before `until` was given. `until` lies behind a record
+    /// of this topic: a position that only other topics reached would be waited for in vain.
     async fn next_before(&mut self, until: Sequence) -> Result<Option<Vec<Arc<Record>>>, Error> {
         let records = &mut self.records;
         let next = std::future::poll_fn(|cx| match records.poll_next(cx) {
@@ -86,35 +121,17 @@ impl Live {
         Ok(next.await?)
     }
 
-    fn note(&mut self, records: &[Arc<Record>]) {
-        for record in records {
-            self.last = self.last.max(record.sequence);
-            if Kind::of(record) == Kind::Update {
-                self.loose += 1;
-                self.loose_bytes += record.payload.len();
-            }
-        }
-    }
-
     async fn replay(&mut self, documents: &Inner, records: Vec<Arc<Record>>) -> Result<(), Error> {
         // A copy that is given up need not follow.
         if records.is_empty() || self.replica.is_none() {
             return Ok(());
         }
-        let replayed = self.with_replica(documents, move |replica| {
-            records.iter().find_map(|record| {
-                let refused = replica.replay(&record.payload).err();
-                refused.map(|_| record.sequence)
-            })
-        });
-        match replayed.await? {
-            None => Ok(()),
-            Some(sequence) => {
-                self.replica = None;
-                let what = format!("the update at {sequence} of a document cannot be applied");
-                Err(Error::Log(log::Error::Corrupt(what)))
-            }
+        let replayed = self.with_replica(documents, move |replica| replay(replica, &records));
+        let replayed = replayed.await?;
+        if replayed.is_err() {
+            self.replica = None;
         }
+        replayed
     }
 
     /// Works with the copy, on a thread for it. When the caller is cancelled meanwhile, the copy is gone.
@@ -218,7 +235,7 @@ impl Live {
         changes: Vec<Change>,
         tried: &[bool],
     ) -> (Vec<Saved>, Option<Error>) {
-        let before = self.last;
+        let before = self.count.last;
         let is_stored: Vec<_> = tried
             .iter()
             .zip(&changes)
@@ -282,7 +299,7 @@ impl Live {
             .max()
             .map_or(Sequence::default(), |last| last.next());
         while let Some(mut records) = self.next_before(until).await? {
-            self.note(&records);
+            self.count.add(&records);
             records.retain(|record| !own.contains(&record.sequence));
             self.replay(documents, records).await?;
         }
@@ -291,7 +308,8 @@ impl Live {
 
     /// Stores the document as one and drops what that makes superfluous. A failure is logged: the document is whole without.
     async fn compact_when_due(&mut self, documents: &Inner, topic: &Topic) {
-        let is_due = self.loose >= documents.compact_after || self.loose_bytes > documents.max_size;
+        let is_due =
+            self.count.updates >= documents.compact_after || self.count.bytes > documents.max_size;
         if !is_due || self.replica.is_none() {
             return;
         }
@@ -320,9 +338,21 @@ impl Live {
             outcome?;
         }
         documents.topics.trim(topic, covered).await?;
-        (self.loose, self.loose_bytes) = (0, 0);
+        (self.count.updates, self.count.bytes) = (0, 0);
         Ok(())
     }
+}
+
+/// Applies stored records.
+fn replay(replica: &mut Replica, records: &[Arc<Record>]) -> Result<(), Error> {
+    let failed = records
+        .iter()
+        .find(|record| replica.replay(&record.payload).is_err());
+    failed.map_or(Ok(()), |record| {
+        let sequence = record.sequence;
+        let what = format!("the update at {sequence} of a document cannot be applied");
+        Err(Error::Log(log::Error::Corrupt(what)))
+    })
 }
 
 fn refusal(refused: Refused, max_size: usize) -> Error {

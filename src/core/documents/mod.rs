@@ -1,7 +1,7 @@
 //! Shared documents: Yjs documents, each a topic of updates.
 //!
-//! The topic is the document. What a node holds in memory is a projection of it: the last snapshot and the updates beside it,
-//! applied in log order. An update is tried on that copy, made durable in the log, and so passed on to everyone who follows
+//! The topic is the document. What a node holds in memory is a projection of it: the last snapshot and the updates beside
+//! it, applied in log order. An update is tried on that copy, made durable in the log, and so passed on to everyone who follows
 //! the topic; then it is acknowledged. Whenever the copy may differ from the log (an update failed half-way, an append was
 //! abandoned), it is thrown away and read anew.
 //!
@@ -32,6 +32,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
+use tokio::sync::oneshot;
+use tracing::Instrument as _;
 
 use self::{live::Live, workshop::Workshop};
 use super::{
@@ -238,20 +241,18 @@ impl Document {
 
     /// Stores updates that arrived together, in order; returns when they are durable and every follower can have them. Of
     /// an update that brings nothing new nothing is stored, unless it has an idempotency key. Updates up to the first that
-    /// is refused are stored; the error is what that one met. Dropping the future takes nothing back.
+    /// is refused are stored; the error is what that one met. Dropping the future takes nothing back that was begun.
     ///
     /// # Errors
     /// [`Error::Invalid`] of field `update`: it is malformed or makes no sense in this document. [`Error::Limit`]: the
     /// document would be too large. [`Error::KeyConflict`], or what the log reports.
     pub async fn apply(&self, changes: Vec<Change>) -> (Vec<Saved>, Option<Error>) {
-        let mut slot = self.open.live.lock().await;
-        let mut live = match self.live(slot.take()).await {
-            Ok(live) => live,
-            Err(error) => return (Vec::new(), Some(error)),
-        };
-        let (saved, error) = live.apply(&self.documents, &self.open.topic, changes).await;
-        *slot = live.sound();
-        (saved, error)
+        let applied = self.with(|live, documents, topic| {
+            Box::pin(async move { live.apply(documents, topic, changes).await })
+        });
+        applied
+            .await
+            .unwrap_or_else(|error| (Vec::new(), Some(error)))
     }
 
     /// What someone with this state vector lacks (empty: everything), what the server has, and all that comes after.
@@ -259,13 +260,10 @@ impl Document {
     /// # Errors
     /// [`Error::Invalid`] of field `state_vector`, or what the log reports.
     pub async fn join(&self, state_vector: Bytes) -> Result<Joined, Error> {
-        let mut slot = self.open.live.lock().await;
-        let mut live = self.live(slot.take()).await?;
-        let joined = live
-            .join(&self.documents, &self.open.topic, state_vector)
-            .await;
-        *slot = live.sound();
-        joined
+        let joined = self.with(|live, documents, topic| {
+            Box::pin(async move { live.join(documents, topic, state_vector).await })
+        });
+        joined.await?
     }
 
     /// What someone with this state vector lacks (empty: everything), as one update.
@@ -273,11 +271,10 @@ impl Document {
     /// # Errors
     /// As [`Self::join`].
     pub async fn missing(&self, state_vector: Bytes) -> Result<Bytes, Error> {
-        let mut slot = self.open.live.lock().await;
-        let mut live = self.live(slot.take()).await?;
-        let missing = live.missing(&self.documents, state_vector).await;
-        *slot = live.sound();
-        Ok(missing?.0)
+        let told = self.with(|live, documents, _| {
+            Box::pin(async move { live.missing(documents, state_vector).await })
+        });
+        Ok(told.await??.0)
     }
 
     /// The whole document.
@@ -285,30 +282,61 @@ impl Document {
     /// # Errors
     /// What the log reports.
     pub async fn state(&self) -> Result<State, Error> {
-        let mut slot = self.open.live.lock().await;
-        let mut live = self.live(slot.take()).await?;
-        let sequence = live.last();
-        let missing = live.missing(&self.documents, Bytes::new()).await;
-        *slot = live.sound();
-        Ok(State {
-            update: missing?.0,
-            sequence,
-        })
+        let told = self.with(|live, documents, _| {
+            Box::pin(async move {
+                let (update, _) = live.missing(documents, Bytes::new()).await?;
+                let sequence = live.last();
+                Ok(State { update, sequence })
+            })
+        });
+        told.await?
     }
 
-    /// The copy, caught up with the log; read from it when there is none. While the caller holds it, the document has none:
-    /// a caller that is cancelled leaves nothing doubtful behind.
-    async fn live(&self, live: Option<Live>) -> Result<Live, Error> {
-        if let Some(mut live) = live
-            && live
-                .catch_up(&self.documents, Sequence::default())
-                .await
-                .is_ok()
-        {
-            return Ok(live);
-        }
-        Live::load(&self.documents, &self.open.topic).await
+    /// Uses the copy, alone and caught up with the log; it is read from the log when there is none.
+    ///
+    /// It happens in a task of its own: a caller that is not polled, because its client does not read, must not hold up the
+    /// document, and one that is cancelled leaves the copy whole. A caller that goes while it still waits for its turn takes
+    /// its task with it, so there are no more tasks than callers, and one for each document.
+    async fn with<T, F>(&self, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: for<'a> FnOnce(&'a mut Live, &'a Inner, &'a Topic) -> BoxFuture<'a, T> + Send + 'static,
+    {
+        let Self { documents, open } = self.clone();
+        let (mut answer, answered) = oneshot::channel();
+        let task = async move {
+            let mut slot = tokio::select! {
+                slot = open.live.lock() => slot,
+                () = answer.closed() => return,
+            };
+            // While it is in use, the document has no copy: should the task end early, nothing doubtful stays behind.
+            let worked = match caught_up(slot.take(), &documents, &open.topic).await {
+                Ok(mut live) => {
+                    let worked = work(&mut live, &documents, &open.topic).await;
+                    *slot = live.sound();
+                    Ok(worked)
+                }
+                Err(error) => Err(error),
+            };
+            drop(slot);
+            // The handle goes first: who has the answer may expect that nobody uses the document any more.
+            drop(open);
+            // Nobody may wait any more.
+            drop(answer.send(worked));
+        };
+        tokio::spawn(task.in_current_span());
+        let ended = |_| Error::Log(crate::log::Error::Closed);
+        answered.await.map_err(ended)?
     }
+}
+
+async fn caught_up(live: Option<Live>, documents: &Inner, topic: &Topic) -> Result<Live, Error> {
+    if let Some(mut live) = live
+        && live.catch_up(documents, Sequence::default()).await.is_ok()
+    {
+        return Ok(live);
+    }
+    Live::load(documents, topic).await
 }
 
 #[cfg(test)]

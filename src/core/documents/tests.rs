@@ -250,6 +250,24 @@ async fn an_abandoned_call_leaves_the_document_whole() {
     assert_eq!(text(&document).await, expected);
 }
 
+#[tokio::test]
+async fn a_caller_that_is_not_polled_holds_nobody_up() {
+    let documents = documents_on(engine(), &config::Documents::default());
+    let document = documents.open(&topic("a")).unwrap();
+    let mut stalled: Vec<_> = (0..3)
+        .map(|number| {
+            let change = change(typed(&new_editor(), 0, &number.to_string()));
+            let document = document.clone();
+            Box::pin(async move { document.apply(vec![change]).await })
+        })
+        .collect();
+    for stalled in &mut stalled {
+        assert!(futures::poll!(stalled.as_mut()).is_pending());
+    }
+    apply(&document, typed(&new_editor(), 0, "x")).await;
+    assert_eq!(text(&document).await.len(), 4);
+}
+
 async fn stored(documents: &Documents, topic: &Topic) -> (usize, usize) {
     let bounds = documents.0.topics.bounds(topic).await.unwrap();
     let limit = crate::log::Limit {
@@ -337,6 +355,121 @@ async fn deep_nesting_overflows_no_stack() {
     assert!(apply(&document, update).await.is_stored);
     assert!(apply(&document, vec![0, 1, 1, 1, 0, 1]).await.is_stored);
     assert!(document.state().await.unwrap().update.len() < 100);
+}
+
+/// What an offline editor does next.
+#[derive(Debug, Clone)]
+enum Step {
+    Type(usize, u32, String),
+    Erase(usize, u32, u32),
+    /// Gives the server everything since the last time, each update on its own, in this order of the editor's updates.
+    Send(usize, u64),
+    /// Takes what the server has.
+    Take(usize),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let who = 0..3usize;
+    prop_oneof![
+        4 => (who.clone(), any::<u32>(), "[a-z🙂é]{1,4}").prop_map(|(who, at, text)| Step::Type(who, at, text)),
+        2 => (who.clone(), any::<u32>(), 1..4u32).prop_map(|(who, at, length)| Step::Erase(who, at, length)),
+        1 => (who.clone(), any::<u64>()).prop_map(|(who, seed)| Step::Send(who, seed)),
+        1 => who.prop_map(Step::Take),
+    ]
+}
+
+/// An editor that is mostly offline.
+struct Offline {
+    doc: Doc,
+    unsent: Vec<Vec<u8>>,
+}
+
+impl Offline {
+    fn length(&self) -> u32 {
+        let content = self.doc.get_or_insert_text("content");
+        content.len(&self.doc.transact())
+    }
+
+    fn edit(&mut self, step: &Step) {
+        let length = self.length();
+        let update = match step {
+            Step::Type(_, at, text) => typed(&self.doc, at % (length + 1), text),
+            Step::Erase(_, at, count) if length > 0 => {
+                let at = at % length;
+                erased(&self.doc, at, (*count).min(length - at))
+            }
+            _ => return,
+        };
+        self.unsent.push(update);
+    }
+
+    async fn send(&mut self, document: &Document, seed: u64) {
+        let mut updates = std::mem::take(&mut self.unsent);
+        // Any order: what depends on what is not there yet waits.
+        updates.sort_by_key(|update| {
+            let bytes = update.iter().map(|byte| u64::from(*byte));
+            bytes.fold(seed, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte))
+        });
+        let changes = updates.into_iter().map(change).collect();
+        assert_eq!(document.apply(changes).await.1, None);
+    }
+
+    async fn take(&self, document: &Document) {
+        use yrs::updates::encoder::Encode as _;
+        let has = self.doc.transact().state_vector().encode_v1();
+        let missing = document.missing(has.into()).await.unwrap();
+        let update = Update::decode_v1(&missing).unwrap();
+        self.doc.transact_mut().apply_update(update).unwrap();
+    }
+
+    fn text(&self) -> String {
+        let content = self.doc.get_or_insert_text("content");
+        content.get_string(&self.doc.transact())
+    }
+}
+
+async fn converge(steps: Vec<Step>) {
+    let config = config::Documents {
+        compact_after: 7,
+        ..config::Documents::default()
+    };
+    let engine = engine();
+    let documents = documents_on(Arc::clone(&engine), &config);
+    let document = documents.open(&topic("a")).unwrap();
+    let mut editors = [(); 3].map(|()| Offline {
+        doc: new_editor(),
+        unsent: Vec::new(),
+    });
+    for step in &steps {
+        match step {
+            Step::Type(who, ..) | Step::Erase(who, ..) => editors[*who].edit(step),
+            Step::Send(who, seed) => editors[*who].send(&document, *seed).await,
+            Step::Take(who) => editors[*who].take(&document).await,
+        }
+    }
+    for (seed, editor) in (0..).zip(&mut editors) {
+        editor.send(&document, seed).await;
+    }
+    for editor in &editors {
+        editor.take(&document).await;
+    }
+    let text = text(&document).await;
+    for editor in &editors {
+        assert_eq!(editor.text(), text);
+    }
+    let again = documents_on(engine, &config);
+    let again = again.open(&topic("a")).unwrap();
+    assert_eq!(super::tests::text(&again).await, text);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn offline_editors_converge_whatever_comes_first(steps in prop::collection::vec(step(), 1..60)) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(converge(steps));
+    }
 }
 
 /// Updates of a document with everything in it, whose mutations are tried on it.

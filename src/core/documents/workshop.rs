@@ -6,7 +6,8 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::core::Error;
 
-/// Bytes of stack for each byte a document may have: types may be nested, one in a few bytes, and yrs goes down by recursion.
+/// Bytes of stack for each byte a document may have: types may be nested, one in a few bytes, and yrs goes down by
+/// recursion.
 const STACK_PER_BYTE: usize = 128;
 /// The smallest and the largest stack. Only what is touched takes memory.
 const STACK_BYTES: std::ops::RangeInclusive<usize> = 8 << 20..=4 << 30;
