@@ -74,7 +74,8 @@ class Editor extends EventEmitter {
     if (event.event === 'sync') {
       const encoder = encoding.createEncoder();
       const kind = sync.readSyncMessage(decoding.createDecoder(event.sync), encoder, this.doc, this);
-      if (encoding.length(encoder) > 0) this.sendSync((out) => encoding.writeUint8Array(out, encoding.toUint8Array(encoder)));
+      const answer = encoding.toUint8Array(encoder);
+      if (answer.length > 0) this.sendSync((out) => encoding.writeUint8Array(out, answer));
       this.isSynced ||= kind === sync.messageYjsSyncStep1;
     } else if (event.event === 'awareness') {
       awarenessProtocol.applyAwarenessUpdate(this.awareness, event.awareness, this);
@@ -108,7 +109,7 @@ class Editor extends EventEmitter {
   }
 }
 
-const content = (editor) => JSON.stringify([editor.text.toDelta(), editor.doc.getMap('meta').toJSON(), editor.doc.getArray('list').toJSON()]);
+const content = ({ text, doc }) => JSON.stringify([text.toDelta(), doc.getMap('meta').toJSON(), doc.getArray('list').toJSON()]);
 
 async function equal(...editors) {
   for (const editor of editors) await editor.saved();
