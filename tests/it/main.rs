@@ -25,6 +25,7 @@ mod core_model;
 mod data;
 mod disk;
 mod docs;
+mod documents;
 mod doors;
 mod drain;
 mod events;
