@@ -7,6 +7,7 @@ use std::{
 };
 
 use futures::stream;
+use prost::Message as _;
 use prost_types::Timestamp;
 use tokio::sync::mpsc;
 use tokio_stream::{StreamExt as _, wrappers::ReceiverStream};
