@@ -31,8 +31,8 @@ impl Sequenced for StaffReply {
 }
 
 impl Client {
-    /// Gives a feedback and returns once it is durable. Failed tries are repeated under one idempotency key: its own, or else
-    /// a new one. A try takes ten seconds at most.
+    /// Gives a feedback and returns once it is durable. Failed tries are repeated under one idempotency key: its own, or
+    /// else a new one. A try takes ten seconds at most.
     ///
     /// # Errors
     /// As [`Client::send`].

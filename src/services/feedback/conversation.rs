@@ -27,7 +27,7 @@ pub(super) struct Conversation {
     call: Option<Call>,
     resume: Option<Sequence>,
     pipeline: Pipeline,
-    /// What was appended and not acknowledged yet, batch by batch like the pipeline: who gave the feedback; nobody for marks.
+    /// What was appended and not acknowledged yet, batch by batch like the pipeline: who gave it; nobody for marks.
     pending: VecDeque<Vec<Name>>,
     /// Whose replies come here: bounded, as users are.
     consumers: HashMap<Box<str>, Topic>,
