@@ -191,7 +191,8 @@ impl Serving {
             &[("version", env!("CARGO_PKG_VERSION"))],
         );
         let presence = &self.config.presence;
-        let presence = Presence::new(topics.clone(), presence, self.metrics.clone())
+        let (events, metrics) = (own.sender(), self.metrics.clone());
+        let presence = Presence::new(topics.clone(), events, presence, metrics)
             .map_err(|error| Error::Task(error.to_string()))?;
         presence.recover().await?;
         let (files, are_found) = self.open_files().await?;

@@ -30,6 +30,7 @@ use tokio::{
 use super::{
     Error, Topics,
     appender::Appended,
+    feeds::{Happening, own},
     rooms::{Kind, announcement},
 };
 use crate::{
@@ -63,6 +64,8 @@ pub struct Presence(Arc<Inner>);
 struct Inner {
     topics: Topics,
     topic: Topic,
+    /// Where announced members are told, as rooms are.
+    events: own::Sender,
     lease: Duration,
     max_members: usize,
     metrics: Metrics,
@@ -165,12 +168,14 @@ impl Presence {
     /// None in practice: the topic's name is fixed.
     pub fn new(
         topics: Topics,
+        events: own::Sender,
         config: &config::Presence,
         metrics: Metrics,
     ) -> Result<Self, TopicError> {
         Ok(Self(Arc::new(Inner {
             topics,
             topic: Topic::new(Space::Presence, TOPIC)?,
+            events,
             lease: config.lease,
             max_members: config.max_members,
             metrics,
@@ -211,6 +216,7 @@ impl Presence {
         });
         match appended {
             Ok(joined) => {
+                self.0.tell(Happening::Joined, room, user, service);
                 let joined = Some(joined);
                 Ok(Entered { stay, joined })
             }
@@ -343,6 +349,13 @@ impl Presence {
             Ok(()) => pipeline.finish().await,
             Err(error) => Err(error),
         };
+        if stored.is_ok() {
+            for gone in departed.iter().filter(|gone| gone.member.is_announced) {
+                let service = &gone.member.service;
+                self.0
+                    .tell(Happening::Left, &gone.room, &gone.user, service);
+            }
+        }
         if let Err(error) = stored {
             tracing::warn!(%error, members = departed.len(), "members could not leave yet");
             let mut state = self.0.lock();
@@ -386,6 +399,12 @@ impl Presence {
 }
 
 impl Inner {
+    /// Tells the topic `events`.
+    fn tell(&self, happening: Happening, room: &Topic, user: &str, service: &str) {
+        let labels = [("room", room.name()), ("user", user), ("service", service)];
+        self.events.event(happening, &labels);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -82,6 +82,13 @@ struct Event {
 #[derive(Clone)]
 pub struct Sender(Queue<Event>);
 
+impl Default for Sender {
+    /// A sender of nobody's: what it takes is dropped once its queue is full.
+    fn default() -> Self {
+        Self(Queue::new(WAITING_EVENTS))
+    }
+}
+
 impl Sender {
     /// Notes that something happened, with what it happened to. Never waits; dropped and counted when too much waits.
     pub fn event(&self, what: Happening, labels: &[(&str, &str)]) {

@@ -37,7 +37,13 @@ impl Rig {
             lease: LEASE,
             max_members,
         };
-        let presence = Presence::new(self.topics.clone(), &config, Metrics::new()).unwrap();
+        let presence = Presence::new(
+            self.topics.clone(),
+            own::Sender::default(),
+            &config,
+            Metrics::new(),
+        )
+        .unwrap();
         presence.recover().await.unwrap();
         tokio::spawn(presence.clone().run());
         presence

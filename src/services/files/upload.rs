@@ -6,10 +6,11 @@ use tonic::{Status, Streaming};
 use crate::{
     call::into_status,
     core::{
-        Error, Files,
+        Error,
+        feeds::Happening,
         files::{Begun, FileInfo, NewFile, Upload},
     },
-    services::check::Check,
+    services::{Core, check::Check},
 };
 
 /// A text of a file's metadata in bytes at most, as identifiers are limited.
@@ -106,7 +107,7 @@ pub(in crate::services) struct Stored {
 
 /// Stores what a client streams. Dropping the future leaves a named upload to go on later and removes any other.
 pub(in crate::services) async fn receive<T>(
-    files: &Files,
+    core: &Core,
     mut stream: Streaming<T>,
     part: impl Fn(T) -> Option<Part>,
 ) -> Result<Stored, Status> {
@@ -121,7 +122,7 @@ pub(in crate::services) async fn receive<T>(
     let new = NewFile::try_from(meta).map_err(into_status)?;
     let is_named = new.upload_id.is_some();
     let is_verified = new.sha256.is_some();
-    let mut upload = match files.begin(new).await.map_err(into_status)? {
+    let mut upload = match core.files.begin(new).await.map_err(into_status)? {
         Begun::Upload(upload) => upload,
         Begun::Done(info) => return Ok(Stored { info, is_verified }),
     };
@@ -153,6 +154,9 @@ pub(in crate::services) async fn receive<T>(
             Some(None) => {}
             None => {
                 let info = upload.finish().await.map_err(into_status)?;
+                let labels = [("file", info.id.to_string()), ("name", info.name.clone())];
+                let labels = labels.each_ref().map(|(name, text)| (*name, text.as_str()));
+                core.feeds.event(Happening::Uploaded, &labels);
                 return Ok(Stored { info, is_verified });
             }
         }

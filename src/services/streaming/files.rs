@@ -14,7 +14,7 @@ pub(super) async fn upload(
     core: &Core,
     request: Request<Streaming<UploadRequest>>,
 ) -> Result<Response<UploadResponse>, Status> {
-    let stored = files::receive(&core.files, request.into_inner(), part).await?;
+    let stored = files::receive(core, request.into_inner(), part).await?;
     Ok(Response::new(UploadResponse {
         file_id: stored.info.id.to_string(),
         bytes_received: i64::try_from(stored.info.size).unwrap_or(i64::MAX),

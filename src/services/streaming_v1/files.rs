@@ -54,7 +54,7 @@ pub(super) async fn upload(
     core: &Core,
     request: Request<Streaming<FileChunk>>,
 ) -> Result<Response<UploadFileResponse>, Status> {
-    let stored = files::receive(&core.files, request.into_inner(), part).await?;
+    let stored = files::receive(core, request.into_inner(), part).await?;
     Ok(Response::new(UploadFileResponse {
         file_id: stored.info.id.to_string(),
         bytes_uploaded: i64::try_from(stored.info.size).unwrap_or(i64::MAX),

@@ -4,7 +4,7 @@ use tonic::{Request, Response, Status, service::Routes};
 
 use crate::{
     call::into_status,
-    core::{Error, Name, files::FileInfo},
+    core::{Error, Name, feeds::Happening, files::FileInfo},
     proto::weir::v1::{
         DeleteFileRequest, DeleteFileResponse, File, GetFileRequest, GetUploadRequest,
         ListFilesRequest, ListFilesResponse, Upload,
@@ -59,6 +59,8 @@ impl Files for Door {
     ) -> Result<Response<DeleteFileResponse>, Status> {
         let id = file_id(&request.get_ref().file_id).map_err(into_status)?;
         self.core.files.delete(id).await.map_err(into_status)?;
+        let labels = [("file", id)];
+        self.core.feeds.event(Happening::Deleted, &labels);
         Ok(Response::new(DeleteFileResponse {}))
     }
 
