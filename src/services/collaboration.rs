@@ -182,8 +182,8 @@ pub(super) struct Followed {
 pub(super) enum Heard {
     /// Updates, as records.
     Records(Vec<Arc<Record>>),
-    /// The whole document, instead of records that are gone.
-    Whole(Bytes),
+    /// The whole document, instead of records that are gone; and where it goes on.
+    Whole(Bytes, log::Sequence),
     /// Something that happens now.
     Signal(Arc<Signal>),
 }
@@ -241,10 +241,21 @@ impl Followed {
                 Err(log::Error::Trimmed { .. }) => {
                     let joined = self.document.join(Bytes::new()).await?;
                     self.records = joined.records;
-                    Ok(Heard::Whole(joined.missing))
+                    Ok(Heard::Whole(joined.missing, self.records.cursor()))
                 }
                 Err(error) => Err(error.into()),
             },
+        }
+    }
+}
+
+impl Heard {
+    /// Everything before this position was heard; `None` when it says nothing about positions.
+    pub(super) fn position(&self) -> Option<log::Sequence> {
+        match self {
+            Self::Records(records) => records.last().map(|record| record.sequence.next()),
+            Self::Whole(_, position) => Some(*position),
+            Self::Signal(_) => None,
         }
     }
 }
@@ -307,7 +318,7 @@ pub(super) fn signal(
 pub(super) fn events(
     topic: &Topic,
     heard: Heard,
-    mut is_wanted: impl FnMut(&Record) -> bool,
+    is_wanted: impl Fn(&Record) -> bool,
 ) -> Vec<CollaborationEvent> {
     match heard {
         // What a snapshot has was heard before.
@@ -316,7 +327,7 @@ pub(super) fn events(
             .filter(|record| Kind::of(record) == Kind::Update && is_wanted(record))
             .map(|record| update(topic, record))
             .collect(),
-        Heard::Whole(missing) => vec![sync(topic, &Sync::Step2(missing))],
+        Heard::Whole(missing, _) => vec![sync(topic, &Sync::Step2(missing))],
         Heard::Signal(signal) => signalled(topic, &signal).into_iter().collect(),
     }
 }

@@ -34,7 +34,6 @@ pub(super) fn collaborate(
         sender: Sender::new(),
         documents: HashMap::new(),
         heard: SelectAll::new(),
-        own: BTreeSet::new(),
     };
     Ok(Response::new(duplex(request.into_inner(), session)))
 }
@@ -45,9 +44,14 @@ struct Session {
     core: Core,
     sender: Sender,
     /// The documents it is in.
-    documents: HashMap<Topic, Document>,
+    documents: HashMap<Topic, Entered>,
     heard: SelectAll<BoxStream<'static, (Topic, Result<Heard, Error>)>>,
-    /// Records that are this stream's own and do not go back to it.
+}
+
+/// A document that the stream is in.
+struct Entered {
+    document: Document,
+    /// Records that are this stream's own and do not go back to it, until it has come by them.
     own: BTreeSet<Sequence>,
 }
 
@@ -95,15 +99,23 @@ impl Duplex for Session {
         (topic, heard): (Topic, Heard),
         out: &mut VecDeque<CollaborationEvent>,
     ) -> Result<(), Error> {
-        let own = &mut self.own;
+        let Some(entered) = self.documents.get_mut(&topic) else {
+            return Ok(());
+        };
+        let position = heard.position();
+        let own = &entered.own;
         out.extend(events(&topic, heard, |record| {
-            !own.remove(&record.sequence)
+            !own.contains(&record.sequence)
         }));
+        if let Some(position) = position {
+            entered.own = entered.own.split_off(&position);
+        }
         Ok(())
     }
 
     fn has_room(&self) -> bool {
-        self.own.len() < OWN
+        let own = self.documents.values().map(|entered| entered.own.len());
+        own.sum::<usize>() < OWN
     }
 
     fn is_settled(&self) -> bool {
@@ -133,8 +145,8 @@ impl Session {
         if !self.documents.contains_key(&event.document) {
             self.join(&event, out).await?;
         } else if let Content::Asks(state_vector) = &event.content {
-            let document = &self.documents[&event.document];
-            let missing = document.missing(state_vector.clone()).await?;
+            let entered = &self.documents[&event.document];
+            let missing = entered.document.missing(state_vector.clone()).await?;
             out.push_back(sync(&event.document, &Sync::Step2(missing)));
         }
         match &event.content {
@@ -180,7 +192,11 @@ impl Session {
             out.push_back(sync(topic, &Sync::Step2(missing)));
         }
         out.push_back(sync(topic, &Sync::Step1(state_vector)));
-        self.documents.insert(topic.clone(), followed.document());
+        let entered = Entered {
+            document: followed.document(),
+            own: BTreeSet::new(),
+        };
+        self.documents.insert(topic.clone(), entered);
         let named = topic.clone();
         let heard = followed.heard().map(move |heard| (named.clone(), heard));
         self.heard.push(heard.boxed());
@@ -198,15 +214,16 @@ impl Session {
             ids,
             changes,
         } = std::mem::take(edits);
-        let Some((topic, document)) =
-            topic.and_then(|topic| self.documents.get(&topic).map(|document| (topic, document)))
-        else {
+        let Some(topic) = topic else {
             return Ok(());
         };
-        let (stored, error) = document.apply(changes).await;
+        let Some(entered) = self.documents.get_mut(&topic) else {
+            return Ok(());
+        };
+        let (stored, error) = entered.document.apply(changes).await;
         for (id, one) in ids.into_iter().zip(stored) {
             if one.is_stored {
-                self.own.insert(one.sequence);
+                entered.own.insert(one.sequence);
             }
             out.push_back(saved(&topic, id, one.sequence));
         }
