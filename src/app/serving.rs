@@ -167,9 +167,7 @@ impl Serving {
 
     /// Recovers the log, opens the gate and starts the tasks that have to run.
     pub(super) async fn open(&self) -> Result<CoreTasks, Error> {
-        let (config, metrics) = (self.config.log.clone(), self.metrics.clone());
-        let opened = tokio::task::spawn_blocking(move || log::open(&config, metrics)).await;
-        let engine = opened.map_err(|error| Error::Task(error.to_string()))??;
+        let engine = log::open(&self.config, self.metrics.clone()).await?;
         let engine = self.engine.get_or_init(|| async { engine }).await;
         let hub = Hub::new(
             Arc::clone(engine),

@@ -21,10 +21,11 @@ mod tests;
 
 pub use load::{Loaded, load};
 pub use problem::{Problem, Problems};
+pub(crate) use render::redact;
 pub use render::to_toml;
 pub use section::{Entry, entries};
 pub use settings::{
-    Canary, Collect, Config, Cors, Documents, Drain, EngineKind, Feeds, Files, Hub, Limits, Log,
-    LogFormat, Presence, Processing, Retention, RetentionBySpace, Server, Telemetry,
+    Canary, Collect, Config, Cors, Documents, Drain, EngineKind, Feeds, Files, Hub, Jetstream,
+    Limits, Log, LogFormat, Presence, Processing, Retention, RetentionBySpace, Server, Telemetry,
 };
 pub use source::Sources;

@@ -102,7 +102,7 @@ pub(super) fn shown(value: &toml::Value) -> String {
 }
 
 /// The text without the user and password of a URL in it.
-pub(super) fn redact(text: &str) -> String {
+pub(crate) fn redact(text: &str) -> String {
     let Some((scheme, rest)) = text.split_once("://") else {
         return text.to_owned();
     };

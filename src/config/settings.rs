@@ -41,6 +41,8 @@ section! {
         pub cors: Cors = Cors::default();
         /// The log.
         pub log: Log = Log::default();
+        /// NATS JetStream, for many replicas.
+        pub jetstream: Jetstream = Jetstream::default();
         /// Live fan-out.
         pub hub: Hub = Hub::default();
         /// What a call may ask for.
@@ -120,6 +122,8 @@ choice! {
     pub enum EngineKind {
         /// On this machine's disk.
         Embedded = "embedded",
+        /// On NATS JetStream, shared by any number of replicas.
+        Jetstream = "jetstream",
         /// In memory; gone with the process. For tests.
         Memory = "memory",
     }
@@ -128,7 +132,8 @@ choice! {
 section! {
     /// The log.
     pub struct Log {
-        /// The storage: `embedded` on this machine's disk, `memory` for tests (gone with the process).
+        /// The storage: `embedded` on this machine's disk, `jetstream` on NATS for many replicas, `memory` for tests (gone
+        /// with the process).
         pub engine: EngineKind = EngineKind::Embedded;
         /// Directory of the embedded engine.
         pub dir: PathBuf = "./data".into();
@@ -149,6 +154,37 @@ section! {
         pub cache: ByteSize = ByteSize::mib(32), in ByteSize::mib(1)..;
         /// How long and how much of each topic is kept, by its space.
         pub retention: RetentionBySpace = RetentionBySpace::default();
+    }
+}
+
+section! {
+    /// NATS JetStream, for many replicas. All replicas of one service have the same values here.
+    pub struct Jetstream {
+        /// Where NATS is: `nats://host:4222`, `tls://host:4222` for TLS; several of one cluster with commas between.
+        pub url: String = "nats://127.0.0.1:4222".into();
+        /// Credentials file (`.creds`); empty: none.
+        pub credentials: String = String::new();
+        /// File with the certificates that the server's is checked against (PEM); empty: those of the system.
+        pub ca: String = String::new();
+        /// File with this client's certificate (PEM), where the server asks for one; empty: none.
+        pub cert: String = String::new();
+        /// File with the key of `jetstream.cert` (PEM).
+        pub key: String = String::new();
+        /// The stream that holds the log; it is created if there is none.
+        pub stream: String = "weir".into();
+        /// First part of every subject. Two services of one NATS account have different streams and different prefixes.
+        pub prefix: String = "weir".into();
+        /// Servers that keep a copy of the stream: 1, or 3 or 5 of a cluster.
+        pub replicas: usize = 1, in 1..=5;
+        /// How long NATS may take to answer; then appends and reads fail with `UNAVAILABLE`.
+        #[serde(with = "humantime_serde")]
+        pub timeout: Duration = secs(5), in millis(100)..=minutes(1);
+        /// How long a starting instance waits for NATS, not ready, before it gives up.
+        #[serde(with = "humantime_serde")]
+        pub startup_timeout: Duration = secs(60), in Duration::ZERO..=minutes(60);
+        /// Recent records of the whole log held in memory; a reader further behind asks NATS.
+        #[serde(with = "size")]
+        pub recent: ByteSize = ByteSize::mib(32), in ByteSize::kib(1)..=ByteSize::gib(16);
     }
 }
 

@@ -21,9 +21,14 @@ impl Fingerprint {
         let publisher = record.publisher.as_bytes();
         Some(Self {
             key: short_hash(&[&publisher_bytes, publisher, key.as_bytes()]),
-            content: short_hash(&[&record.kind.to_be_bytes(), &record.payload]),
+            content: content(record.kind, &record.payload),
         })
     }
+}
+
+/// The fingerprint of a record's content.
+pub(super) fn content(kind: u16, payload: &[u8]) -> [u8; 16] {
+    short_hash(&[&kind.to_be_bytes(), payload])
 }
 
 fn short_hash(parts: &[&[u8]]) -> [u8; 16] {

@@ -14,12 +14,13 @@
 //! it has seen everything before that position. A topic's records have gaps where other topics have records: a reader
 //! never computes the next position itself, a [`Page`] tells it. An engine knows no service; a service knows no engine.
 //!
-//! [`open`] picks the engine: [`embedded`] (this machine's disk) or [`memory`] (tests).
+//! [`open`] picks the engine: [`embedded`] (this machine's disk), [`jetstream`] (many replicas) or [`memory`] (tests).
 
 mod codec;
 mod dedupe;
 pub mod embedded;
 mod error;
+pub mod jetstream;
 pub mod memory;
 mod meters;
 mod open;
@@ -126,6 +127,14 @@ pub trait Engine: Send + Sync + 'static {
 
     /// Refuses new appends, makes the queued ones durable and releases the storage. Idempotent.
     async fn close(&self);
+}
+
+/// What `log.queue` allows, as permits of a semaphore.
+fn queue_bytes(config: &crate::config::Log) -> usize {
+    let most = tokio::sync::Semaphore::MAX_PERMITS.min(u32::MAX as usize);
+    usize::try_from(config.queue.as_u64())
+        .unwrap_or(most)
+        .clamp(1, most)
 }
 
 /// Receives a topic's new records from an engine.

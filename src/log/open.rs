@@ -2,20 +2,31 @@
 
 use std::{io, path::PathBuf, sync::Arc};
 
-use super::{Engine, embedded::Embedded, memory};
+use super::{Engine, embedded::Embedded, jetstream::Jetstream, memory};
 use crate::{
-    config::{self, EngineKind},
+    config::{Config, EngineKind},
     telemetry::Metrics,
 };
 
-/// Opens the engine `config` names. Blocks while the embedded engine replays its journal.
+/// Opens the engine that `config.log` names. The embedded engine replays its journal on the blocking pool; that of JetStream
+/// waits for NATS up to `jetstream.startup_timeout`. Dropping the future leaves nothing open.
 ///
 /// # Errors
-/// See [`OpenError`]; nothing on disk was changed for the worse.
-pub fn open(config: &config::Log, metrics: Metrics) -> Result<Arc<dyn Engine>, OpenError> {
-    Ok(match config.engine {
-        EngineKind::Memory => Arc::new(memory::Memory::new(memory::Options::new(config, metrics))),
-        EngineKind::Embedded => Arc::new(Embedded::open(config, metrics)?),
+/// See [`OpenError`]; nothing that is stored was changed for the worse.
+pub async fn open(config: &Config, metrics: Metrics) -> Result<Arc<dyn Engine>, OpenError> {
+    let log = &config.log;
+    Ok(match log.engine {
+        EngineKind::Memory => Arc::new(memory::Memory::new(memory::Options::new(log, metrics))),
+        EngineKind::Embedded => {
+            let log = log.clone();
+            let opened = tokio::task::spawn_blocking(move || Embedded::open(&log, metrics)).await;
+            let failed = |cause: tokio::task::JoinError| OpenError::Storage {
+                path: config.log.dir.clone(),
+                cause: cause.to_string(),
+            };
+            Arc::new(opened.map_err(failed)??)
+        }
+        EngineKind::Jetstream => Arc::new(Jetstream::open(config, metrics).await?),
     })
 }
 
@@ -54,6 +65,14 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
         /// What the storage said.
+        cause: String,
+    },
+    /// NATS cannot be reached, refuses, or is not what the log needs.
+    #[error("cannot use NATS at {url}: {cause}")]
+    Nats {
+        /// Its address.
+        url: String,
+        /// What is wrong, and what helps.
         cause: String,
     },
 }

@@ -64,6 +64,8 @@ pub struct Metrics {
     pub appended_bytes: IntCounterVec,
     /// Appends answered with an earlier record because of their key.
     pub deduplicated: IntCounter,
+    /// Times the live feed of the log had to be completed by reading the log.
+    pub feed_gaps: IntCounter,
     /// Bytes the log takes on its storage.
     pub log_bytes: IntGauge,
     /// Records dropped by retention, by `space`.
@@ -191,6 +193,10 @@ impl Metrics {
             deduplicated: make.counter(
                 "weir_deduplicated_total",
                 "Appends answered with an earlier record because of their idempotency key.",
+            ),
+            feed_gaps: make.counter(
+                "weir_feed_gaps_total",
+                "Times the live feed of the log had to be completed by reading the log (JetStream).",
             ),
             log_bytes: make.gauge("weir_log_bytes", "Bytes the log takes on its storage."),
             trimmed: make.counters(

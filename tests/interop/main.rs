@@ -7,10 +7,22 @@
     reason = "a test that unwraps fails, as it should"
 )]
 
+#[macro_use]
+mod log_engines;
+
 mod clients;
 mod documents;
 mod examples;
 mod grpcurl;
+#[path = "../it/log_conformance.rs"]
+mod log_conformance;
+#[allow(
+    dead_code,
+    reason = "shared with the tests of the other engines, which use all of it"
+)]
+#[path = "../it/log_support.rs"]
+mod log_support;
+mod nats;
 mod prometheus;
 mod s3;
 #[allow(

@@ -1,4 +1,4 @@
-//! What every engine of the log promises: one suite, run on each.
+//! What every engine of the log promises: one suite, run on each. `suite!` of the test target says on which.
 //!
 //! It assumes no more than the contract says: sequences grow over all topics, may have gaps and may start anywhere.
 
@@ -24,19 +24,6 @@ use super::log_support::{
     ALL, Feed, Rig, append, append_all, eventually, keyed, payloads, read_all, read_on, record,
     room, stored,
 };
-
-macro_rules! suite {
-    ($($claim:ident),* $(,)?) => {
-        mod memory {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $claim() { super::$claim(super::EngineKind::Memory).await; })*
-        }
-        mod embedded {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $claim() { super::$claim(super::EngineKind::Embedded).await; })*
-        }
-    };
-}
 
 suite!(
     records_come_back_as_they_were_appended,

@@ -13,14 +13,16 @@ use std::{
 
 use bytes::Bytes;
 use tempfile::TempDir;
-use tokio::sync::watch;
+use tokio::{runtime::Handle, sync::watch};
 use weir::{
-    config::{self, EngineKind},
+    config::{self, Config, EngineKind},
     log::{
         self, Engine, Follower, Limit, NewRecord, Outcome, Page, Record, Sequence, Space, Topic,
     },
     telemetry::Metrics,
 };
+
+use crate::log_engines;
 
 /// How long anything that is bound to happen may take.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -35,6 +37,8 @@ pub(crate) const ALL: Limit = Limit {
 pub(crate) struct Rig {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) metrics: Metrics,
+    /// What the engine runs on.
+    pub(crate) backend: log_engines::Backend,
     _dir: TempDir,
 }
 
@@ -45,13 +49,21 @@ impl Rig {
 
     pub(crate) fn with(kind: EngineKind, change: impl FnOnce(&mut config::Log)) -> Self {
         let dir = TempDir::new().unwrap();
-        let mut config = settings(dir.path());
-        config.engine = kind;
-        change(&mut config);
+        let mut log = settings(dir.path());
+        log.engine = kind;
+        change(&mut log);
+        let mut config = Config {
+            log,
+            ..Config::default()
+        };
+        let backend = log_engines::prepare(&mut config);
         let metrics = Metrics::new();
+        let opened = log::open(&config, metrics.clone());
+        let opened = tokio::task::block_in_place(|| Handle::current().block_on(opened));
         Self {
-            engine: log::open(&config, metrics.clone()).unwrap(),
+            engine: opened.unwrap(),
             metrics,
+            backend,
             _dir: dir,
         }
     }

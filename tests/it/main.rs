@@ -8,6 +8,7 @@
     reason = "a test that unwraps fails, as it should; tests share helpers and print the figures they measure"
 )]
 
+#[macro_use]
 mod admin;
 mod batch;
 mod calls;
@@ -44,6 +45,7 @@ mod live_data;
 mod lobby;
 mod log_conformance;
 mod log_embedded;
+mod log_engines;
 mod log_model;
 mod log_support;
 mod merged;
@@ -59,3 +61,4 @@ mod support;
 mod telemetry;
 mod trace;
 mod web;
+

@@ -33,7 +33,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use self::{
     committer::{Append, Command, Committer, Start},
@@ -93,7 +93,7 @@ impl Embedded {
             cause,
         };
         let next = store.next().map_err(|error| failed(error.to_string()))?;
-        let queue_bytes = queue_bytes(config);
+        let queue_bytes = crate::log::queue_bytes(config);
         let shared = Arc::new(Shared::new(metrics, queue_bytes, store.clone(), lock));
         let (sender, commands) = mpsc::channel();
         let (stop, stopped) = mpsc::channel();
@@ -274,13 +274,6 @@ impl Drop for Embedded {
             let _ = thread.join();
         }
     }
-}
-
-fn queue_bytes(config: &config::Log) -> usize {
-    let most = Semaphore::MAX_PERMITS.min(u32::MAX as usize);
-    usize::try_from(config.queue.as_u64())
-        .unwrap_or(most)
-        .clamp(1, most)
 }
 
 /// One for each record; empty when none has a key.

@@ -1,0 +1,280 @@
+//! The only publisher of this node: group commit on atomic batches.
+//!
+//! Whatever waits is published as one atomic batch of the stream, and the next one only when that is settled. So batches keep
+//! their order, a group is stored as a whole or not at all, and one answer of the server acknowledges up to 1,000 records.
+//!
+//! The server refuses a whole batch when a message in it repeats an earlier one. The batch is then published in halves, in
+//! order, until the repetition stands alone and the server tells what it repeats.
+
+use std::{collections::HashMap, sync::Arc, time::Instant};
+
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant as Deadline,
+};
+use uuid::Uuid;
+
+use super::{
+    api::{PAGE, PAGE_BYTES, Published},
+    shared::Shared,
+    wire::Outgoing,
+};
+use crate::log::{
+    Error, NewRecord, Outcome, Record, Sequence, Space, Timestamp,
+    dedupe::{Fingerprint, Known, content},
+};
+
+/// A batch that waits.
+pub(super) struct Append {
+    pub(super) batch: Vec<NewRecord>,
+    /// Of the queue.
+    pub(super) permits: usize,
+    pub(super) queued: Instant,
+    pub(super) ack: oneshot::Sender<Result<Vec<Outcome>, Error>>,
+}
+
+pub(super) struct Committer {
+    shared: Arc<Shared>,
+    appends: mpsc::UnboundedReceiver<Append>,
+    /// Taken from the queue already, for the next group.
+    ahead: Option<Append>,
+}
+
+/// Batches that are published together.
+struct Group {
+    appends: Vec<Append>,
+    /// Of each record, where its message is; several records may share one.
+    of_record: Vec<usize>,
+    messages: Vec<Outgoing>,
+    /// Space and size of each message's record.
+    sizes: Vec<(Space, u64)>,
+}
+
+/// What became of one message.
+#[derive(Clone, Copy)]
+enum Settled {
+    Stored(Sequence),
+    Repeats(Sequence),
+}
+
+impl Committer {
+    pub(super) fn new(shared: Arc<Shared>, appends: mpsc::UnboundedReceiver<Append>) -> Self {
+        Self {
+            shared,
+            appends,
+            ahead: None,
+        }
+    }
+
+    /// Publishes until every sender is gone and the queue is empty.
+    pub(super) async fn run(mut self) {
+        while let Some(group) = self.next_group().await {
+            self.commit(group).await;
+        }
+    }
+
+    /// What waits, as long as it fits into one batch of the stream; a larger one goes alone.
+    async fn next_group(&mut self) -> Option<Group> {
+        let first = match self.ahead.take() {
+            Some(append) => append,
+            None => self.appends.recv().await?,
+        };
+        let mut records = first.batch.len();
+        let mut bytes = first.permits;
+        let mut appends = vec![first];
+        while let Ok(append) = self.appends.try_recv() {
+            records += append.batch.len();
+            bytes += append.permits;
+            if records > PAGE || bytes > PAGE_BYTES {
+                self.ahead = Some(append);
+                break;
+            }
+            appends.push(append);
+        }
+        Some(Group::new(appends, &self.shared))
+    }
+
+    async fn commit(&self, group: Group) {
+        let shared = &self.shared;
+        let (settled, failed) = self.publish(&group.messages).await;
+        let outcomes = self.outcomes(&group, &settled).await;
+        for (settled, (space, bytes)) in settled.iter().zip(&group.sizes) {
+            if matches!(settled, Settled::Stored(_)) {
+                shared.meters.appended(*space, 1, *bytes);
+            }
+        }
+        let (known, error) = match outcomes {
+            Ok(outcomes) => (outcomes, failed.unwrap_or(Error::Closed)),
+            Err(error) => (Vec::new(), error),
+        };
+        let mut known = known.into_iter();
+        for append in group.appends {
+            let outcomes: Vec<_> = known.by_ref().take(append.batch.len()).collect();
+            let result = if outcomes.len() == append.batch.len() {
+                Ok(outcomes)
+            } else {
+                Err(error.clone())
+            };
+            if result.is_ok() {
+                let append_secs = &shared.meters.metrics.append_secs;
+                append_secs.observe(append.queued.elapsed().as_secs_f64());
+            }
+            shared.queue.add_permits(append.permits);
+            // A dropped ack means that nobody asks.
+            let _ = append.ack.send(result);
+        }
+    }
+
+    /// Publishes the messages in order. What became of those before the first failure, and that failure.
+    async fn publish(&self, messages: &[Outgoing]) -> (Vec<Settled>, Option<Error>) {
+        let mut settled = Vec::with_capacity(messages.len());
+        let mut ranges = chunks(messages);
+        while let Some(range) = ranges.pop() {
+            let (start, end) = range;
+            match self.attempt(&messages[start..end]).await {
+                Ok(Published::Stored(last)) => {
+                    let first = last.0.saturating_sub((end - start) as u64 - 1);
+                    settled.extend((first..=last.0).map(|at| Settled::Stored(Sequence(at))));
+                }
+                Ok(Published::Duplicate(at)) => settled.push(Settled::Repeats(at)),
+                Ok(Published::Split | Published::Retry(_)) if end - start > 1 => {
+                    let middle = start + (end - start) / 2;
+                    ranges.extend([(middle, end), (start, middle)]);
+                }
+                Ok(Published::Split | Published::Retry(_)) => {
+                    let why = "JetStream refuses a single message as a batch".into();
+                    return (settled, Some(Error::Unavailable(why)));
+                }
+                Err(error) => return (settled, Some(error)),
+            }
+        }
+        (settled, None)
+    }
+
+    /// Publishes one batch; again where it is certain that nothing was stored and the cause may pass.
+    async fn attempt(&self, messages: &[Outgoing]) -> Result<Published, Error> {
+        let api = &self.shared.api;
+        let deadline = Deadline::now() + api.timeout;
+        loop {
+            self.shared.ready().await?;
+            let id = Uuid::now_v7().simple().to_string();
+            match api.publish(&id, messages).await? {
+                Published::Retry(failure) => {
+                    if api.pause(deadline).await.is_err() {
+                        return Err(failure.into());
+                    }
+                }
+                done => return Ok(done),
+            }
+        }
+    }
+
+    /// The outcomes of the records whose messages are settled, in order.
+    async fn outcomes(&self, group: &Group, settled: &[Settled]) -> Result<Vec<Outcome>, Error> {
+        let last = settled.iter().map(|settled| match settled {
+            Settled::Stored(at) | Settled::Repeats(at) => *at,
+        });
+        if let Some(last) = last.max() {
+            self.shared.reached(last.next()).await?;
+        }
+        let mut outcomes = Vec::with_capacity(group.of_record.len());
+        let mut seen = vec![false; settled.len()];
+        let records = group.appends.iter().flat_map(|append| &append.batch);
+        for (record, message) in records.zip(&group.of_record) {
+            let Some(what) = settled.get(*message) else {
+                return Ok(outcomes);
+            };
+            let is_first = !std::mem::replace(&mut seen[*message], true);
+            outcomes.push(match what {
+                Settled::Stored(at) if is_first => Outcome::Stored {
+                    sequence: *at,
+                    time: self.time(*at).await?,
+                },
+                Settled::Stored(at) | Settled::Repeats(at) => self.repeats(record, *at).await?,
+            });
+        }
+        Ok(outcomes)
+    }
+
+    async fn time(&self, at: Sequence) -> Result<Timestamp, Error> {
+        if let Some(time) = self.shared.view.time(at) {
+            return Ok(time);
+        }
+        let entry = self.shared.api.at(at).await?;
+        // Dropped already: it was stored a moment ago.
+        Ok(entry.map_or_else(Timestamp::now, |entry| entry.time))
+    }
+
+    /// What becomes of `record`, whose key was used for the record at `at`.
+    async fn repeats(&self, record: &NewRecord, at: Sequence) -> Result<Outcome, Error> {
+        self.shared.meters.metrics.deduplicated.inc();
+        let entry = self.shared.api.at(at).await?;
+        let first = entry.and_then(super::wire::Entry::into_record);
+        let Some(fingerprint) = Fingerprint::of(record) else {
+            return Err(Error::Corrupt(
+                "a record without a key repeats another".into(),
+            ));
+        };
+        Ok(first.map_or(
+            // The first is no longer retained, so what it held is not known.
+            Outcome::Duplicate {
+                sequence: at,
+                time: Timestamp::now(),
+            },
+            |(_, first)| known(&first).repeated_by(&fingerprint),
+        ))
+    }
+}
+
+fn known(first: &Record) -> Known {
+    Known {
+        sequence: first.sequence,
+        time: first.time,
+        content: content(first.kind, &first.payload),
+    }
+}
+
+impl Group {
+    fn new(appends: Vec<Append>, shared: &Shared) -> Self {
+        let mut group = Self {
+            appends,
+            of_record: Vec::new(),
+            messages: Vec::new(),
+            sizes: Vec::new(),
+        };
+        let mut ids = HashMap::<String, usize>::new();
+        for record in group.appends.iter().flat_map(|append| &append.batch) {
+            let message = Outgoing::new(&shared.api.subjects, record);
+            if let Some(id) = &message.id {
+                if let Some(same) = ids.get(id) {
+                    group.of_record.push(*same);
+                    continue;
+                }
+                ids.insert(id.clone(), group.messages.len());
+            }
+            group.of_record.push(group.messages.len());
+            let space = record.topic.space();
+            group.sizes.push((space, record.size() as u64));
+            group.messages.push(message);
+        }
+        group
+    }
+}
+
+/// Ranges of messages that fit into one batch, the first one last.
+fn chunks(messages: &[Outgoing]) -> Vec<(usize, usize)> {
+    let mut ranges = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (index, message) in messages.iter().enumerate() {
+        if index > start && (index - start == PAGE || bytes + message.size() > PAGE_BYTES) {
+            ranges.push((start, index));
+            (start, bytes) = (index, 0);
+        }
+        bytes += message.size();
+    }
+    if start < messages.len() {
+        ranges.push((start, messages.len()));
+    }
+    ranges.reverse();
+    ranges
+}

@@ -1,0 +1,229 @@
+//! The engine on NATS JetStream: one stream holds the log, any number of replicas serve it.
+//!
+//! ```text
+//!  enqueue ─▶ queue (bounded in bytes) ─▶ committer ─▶ one atomic batch ─▶ stream ─┐
+//!                                            ▲ acks, once the feed has them        │ republished
+//!                 followers ◀─ view (recent records, tail) ◀─ feed ◀───────────────┘
+//!  read, seek, bounds ─▶ view, else direct get of the stream
+//! ```
+//!
+//! A node has one subscription, to everything the server republishes, whatever the number of topics and clients. That makes
+//! gaps visible (sequences of the whole log are consecutive), lets a node say for every topic up to where it knows it
+//! ([`Engine::shown`]), and gives all topics one order on every node. The price: each node receives each record once.
+//!
+//! Reads, bounds and feeds end where the node's view of the log ends, so a reader never sees a record without those before it,
+//! whichever replica of the stream answers. An ack resolves when JetStream has acknowledged and the view has reached it.
+//!
+//! What JetStream acknowledges is as durable as the server stores it: with one replica it needs `sync_interval: always`.
+
+mod api;
+mod committer;
+mod connect;
+mod feed;
+mod history;
+mod shared;
+mod subject;
+mod upkeep;
+mod view;
+mod wire;
+
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+use tokio_util::task::TaskTracker;
+
+use self::{
+    committer::{Append, Committer},
+    connect::Connected,
+    feed::Feed,
+    shared::Shared,
+    upkeep::Upkeep,
+    view::View,
+};
+use super::{
+    Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, OpenError, Page,
+    Sequence, Space, Timestamp, Topic, meters::Meters,
+};
+use crate::{config::Config, telemetry::Metrics};
+
+/// The engine on NATS JetStream. Dropping it without [`Engine::close`] ends its tasks; what is queued may be lost, and no ack
+/// of it resolves.
+pub struct Jetstream {
+    shared: Arc<Shared>,
+    queue_bytes: usize,
+    tokens: AtomicU64,
+    /// Gone once the engine is closed.
+    appends: Mutex<Option<mpsc::UnboundedSender<Append>>>,
+    committer: TaskTracker,
+}
+
+impl Jetstream {
+    /// Connects to NATS, creates or checks the stream and starts following it. Waits for NATS up to
+    /// `jetstream.startup_timeout`.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing was changed but the stream created where there was none.
+    pub async fn open(config: &Config, metrics: Metrics) -> Result<Self, OpenError> {
+        let Connected { api, info, events } = connect::connect(config).await?;
+        let failed = |cause: String| OpenError::Nats {
+            url: config.jetstream.url.clone(),
+            cause,
+        };
+        let live = api.client.subscribe(api.subjects.live()).await;
+        let live = live.map_err(|error| failed(error.to_string()))?;
+        let flushed = api.client.flush().await;
+        flushed.map_err(|error| failed(error.to_string()))?;
+        let recent = usize::try_from(config.jetstream.recent.as_u64()).unwrap_or(usize::MAX);
+        let queue_bytes = super::queue_bytes(&config.log);
+        let view = View::new(info.last.next(), recent);
+        let shared = Arc::new(Shared::new(api, view, Meters::new(metrics), queue_bytes));
+        let (sender, appends) = mpsc::unbounded_channel();
+        let committer = TaskTracker::new();
+        committer.spawn(Committer::new(shared.clone(), appends).run());
+        tokio::spawn(Feed::new(shared.clone(), live, shared.watch_wanted()).run());
+        tokio::spawn(upkeep::look(shared.clone()));
+        let interval = config.log.retention_interval;
+        let upkeep = Upkeep::new(shared.clone(), interval, config.log.retention.clone());
+        tokio::spawn(upkeep.run());
+        tokio::spawn(watch_connection(shared.clone(), events));
+        Ok(Self {
+            shared,
+            queue_bytes,
+            tokens: AtomicU64::new(0),
+            appends: Mutex::new(Some(sender)),
+            committer,
+        })
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        match *self.shared.health.borrow() {
+            Health::Closed => Err(Error::Closed),
+            _ => Ok(()),
+        }
+    }
+
+    fn sender(&self) -> Result<mpsc::UnboundedSender<Append>, Error> {
+        let appends = self.appends.lock().unwrap_or_else(PoisonError::into_inner);
+        appends.clone().ok_or(Error::Closed)
+    }
+}
+
+/// Health goes off as soon as the connection breaks, not with the next look.
+async fn watch_connection(shared: Arc<Shared>, events: Arc<tokio::sync::Notify>) {
+    loop {
+        tokio::select! {
+            () = shared.closed.cancelled() => return,
+            () = events.notified() => {}
+        }
+        if shared.api.client.connection_state() != async_nats::connection::State::Connected {
+            let why = "the connection to NATS broke";
+            shared.report(Health::Unavailable(why.into()));
+        }
+        shared.look.notify_one();
+    }
+}
+
+#[async_trait]
+impl Engine for Jetstream {
+    async fn enqueue(&self, batch: Vec<NewRecord>) -> Result<Ack, Error> {
+        self.check_open()?;
+        let queued = Instant::now();
+        self.shared.ready().await?;
+        let size = batch.iter().map(NewRecord::size).sum::<usize>();
+        let permits = size.min(self.queue_bytes);
+        let held = self
+            .shared
+            .queue
+            .acquire_many(u32::try_from(permits).unwrap_or(u32::MAX))
+            .await
+            .map_err(|_| Error::Closed)?;
+        let sender = self.sender()?;
+        let (resolve, ack) = Ack::pending();
+        let append = Append {
+            batch,
+            permits,
+            queued,
+            ack: resolve,
+        };
+        sender.send(append).map_err(|_| Error::Closed)?;
+        // The committer gives them back.
+        held.forget();
+        Ok(ack)
+    }
+
+    async fn read(&self, topic: &Topic, from: Sequence, limit: Limit) -> Result<Page, Error> {
+        self.check_open()?;
+        self.shared.read(topic, from, limit).await
+    }
+
+    async fn seek(&self, topic: &Topic, time: Timestamp) -> Result<Sequence, Error> {
+        self.check_open()?;
+        self.shared.seek(topic, time).await
+    }
+
+    async fn bounds(&self, topic: &Topic) -> Result<Bounds, Error> {
+        self.check_open()?;
+        self.shared.bounds(topic).await
+    }
+
+    async fn follow(&self, topic: &Topic, follower: Weak<dyn Follower>) -> Result<Follow, Error> {
+        self.check_open()?;
+        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
+        self.shared.view.follow(topic, token, follower);
+        let (shared, topic) = (self.shared.clone(), topic.clone());
+        Ok(Follow::new(move || shared.view.unfollow(&topic, token)))
+    }
+
+    fn shown(&self) -> Sequence {
+        self.shared.view.shown()
+    }
+
+    async fn trim(&self, topic: &Topic, before: Sequence) -> Result<(), Error> {
+        self.check_open()?;
+        let dropped = self.shared.trim(topic, before).await?;
+        self.shared.meters.trimmed(topic.space(), dropped);
+        Ok(())
+    }
+
+    async fn topics(
+        &self,
+        space: Space,
+        after: Option<&Topic>,
+        limit: usize,
+    ) -> Result<Vec<Topic>, Error> {
+        self.check_open()?;
+        self.shared.topics(space, after, limit).await
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.shared.health.subscribe()
+    }
+
+    async fn close(&self) {
+        let sender = self
+            .appends
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        drop(sender);
+        self.committer.close();
+        // Each group waits for NATS no longer than the configured time.
+        self.committer.wait().await;
+        self.shared.queue.close();
+        self.shared.report(Health::Closed);
+        self.shared.closed.cancel();
+    }
+}
+
+impl Drop for Jetstream {
+    fn drop(&mut self) {
+        self.shared.closed.cancel();
+    }
+}
