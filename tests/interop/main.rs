@@ -14,6 +14,7 @@ mod clients;
 mod documents;
 mod examples;
 mod grpcurl;
+mod jetstream;
 #[path = "../it/log_conformance.rs"]
 mod log_conformance;
 #[allow(

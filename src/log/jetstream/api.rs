@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     subject::Subjects,
@@ -118,13 +118,6 @@ pub(super) struct Info {
 }
 
 #[derive(Deserialize)]
-struct Answer<T> {
-    error: Option<Refusal>,
-    #[serde(flatten)]
-    value: Option<T>,
-}
-
-#[derive(Deserialize)]
 struct PubAck {
     seq: u64,
     #[serde(default)]
@@ -171,10 +164,7 @@ impl Api {
                 Err(Failure::NoResponders)
             }
             Ok(Err(error)) => Err(Failure::Unknown(format!("NATS: {error}"))),
-            Err(_) => Err(Failure::Unknown(format!(
-                "NATS did not answer within {}",
-                humantime::format_duration(self.timeout)
-            ))),
+            Err(_) => Err(Failure::Unknown(self.silence())),
         }
     }
 
@@ -185,13 +175,15 @@ impl Api {
     ) -> Result<T, Failure> {
         let answer = self.send(subject, request).await?;
         let unreadable = |error: String| Failure::Unknown(format!("JetStream's answer: {error}"));
-        let answer: Answer<Value> =
+        let mut answer: Value =
             serde_json::from_slice(&answer).map_err(|error| unreadable(error.to_string()))?;
-        match (answer.error, answer.value) {
-            (Some(refusal), _) => Err(Failure::Refused(refusal)),
-            (None, value) => serde_json::from_value(value.unwrap_or_default())
-                .map_err(|error| unreadable(error.to_string())),
+        if let Some(refusal) = answer.get_mut("error").map(Value::take) {
+            let refusal = serde_json::from_value(refusal);
+            return Err(Failure::Refused(
+                refusal.map_err(|error| unreadable(error.to_string()))?,
+            ));
         }
+        serde_json::from_value(answer).map_err(|error| unreadable(error.to_string()))
     }
 
     async fn ask_stream<T: for<'a> Deserialize<'a>>(
@@ -296,6 +288,10 @@ impl Api {
 
     /// The last message of `subject`; none when it has none.
     pub(super) async fn latest(&self, subject: &str) -> Result<Option<Entry>, Error> {
+        if self.is_single {
+            let found = self.last_of_each(&[subject], UpTo::Now).await?;
+            return Ok(found.into_iter().next());
+        }
         let deadline = Instant::now() + self.timeout;
         loop {
             let Some(sequence) = self.last_of(subject).await? else {
@@ -342,12 +338,17 @@ impl Api {
         match up_to {
             UpTo::Sequence(sequence) => request["up_to_seq"] = sequence.0.into(),
             UpTo::Time(time) => request["up_to_time"] = format_time(time).into(),
+            UpTo::Now => {}
         }
         self.page(&request).await
     }
 
     async fn page(&self, request: &Value) -> Result<Vec<Entry>, Error> {
-        let deadline = Instant::now() + self.timeout;
+        let page = timeout(self.timeout, self.exchange(request)).await;
+        page.unwrap_or_else(|_| Err(Failure::Unknown(self.silence()).into()))
+    }
+
+    async fn exchange(&self, request: &Value) -> Result<Vec<Entry>, Error> {
         let inbox = self.client.new_inbox();
         let lost = |error: &dyn std::fmt::Display| Error::Unavailable(format!("NATS: {error}"));
         let mut answers = self
@@ -361,13 +362,12 @@ impl Api {
             .publish_with_reply(subject, inbox, payload)
             .await
             .map_err(|error| lost(&error))?;
-        let all = timeout_at(deadline, self.collect(&mut answers)).await;
-        all.unwrap_or_else(|_| {
-            Err(Error::Unavailable(format!(
-                "NATS did not answer within {}",
-                humantime::format_duration(self.timeout)
-            )))
-        })
+        self.collect(&mut answers).await
+    }
+
+    fn silence(&self) -> String {
+        let time = humantime::format_duration(self.timeout);
+        format!("NATS did not answer within {time}")
     }
 
     async fn collect(&self, answers: &mut Subscriber) -> Result<Vec<Entry>, Error> {
@@ -428,13 +428,8 @@ impl Api {
         };
         let mut commit = last.headers();
         if !others.is_empty() {
-            for (index, message) in others.iter().enumerate() {
-                let headers = in_batch(message.headers(), batch, index + 1);
-                self.client
-                    .publish_with_headers(message.subject.clone(), headers, message.payload.clone())
-                    .await
-                    .map_err(|error| Failure::Unknown(format!("NATS: {error}")))?;
-            }
+            let sent = timeout(self.timeout, self.send_uncommitted(batch, others)).await;
+            sent.unwrap_or_else(|_| Err(Failure::Unknown(self.silence())))?;
             commit = in_batch(commit, batch, messages.len());
             commit.insert(BATCH_COMMIT, "1");
         }
@@ -449,11 +444,27 @@ impl Api {
     }
 }
 
+// The client waits while its connection takes nothing, so this needs a time limit too.
+impl Api {
+    async fn send_uncommitted(&self, batch: &str, messages: &[Outgoing]) -> Result<(), Failure> {
+        for (index, message) in messages.iter().enumerate() {
+            let headers = in_batch(message.headers(), batch, index + 1);
+            let (subject, payload) = (message.subject.clone(), message.payload.clone());
+            self.client
+                .publish_with_headers(subject, headers, payload)
+                .await
+                .map_err(|error| Failure::Unknown(format!("NATS: {error}")))?;
+        }
+        Ok(())
+    }
+}
+
 /// Where a search for last messages ends.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum UpTo {
     Sequence(Sequence),
     Time(Timestamp),
+    Now,
 }
 
 fn in_batch(mut headers: HeaderMap, batch: &str, sequence: usize) -> HeaderMap {

@@ -1,6 +1,6 @@
 //! Connecting, and the stream: created if there is none, checked otherwise.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use async_nats::{
     Client, ConnectOptions, Event, ServerAddr,
@@ -8,7 +8,7 @@ use async_nats::{
         Config as StreamConfig, DiscardPolicy, Republish, RetentionPolicy, StorageType,
     },
 };
-use tokio::{sync::Notify, time::Instant};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     api::{Api, Failure, Info},
@@ -36,17 +36,23 @@ const RECONNECT: Duration = Duration::from_secs(1);
 pub(super) struct Connected {
     pub(super) api: Api,
     pub(super) info: Info,
-    /// Told when the connection broke or came back.
-    pub(super) events: Arc<Notify>,
+    /// Whether the connection stands.
+    pub(super) connected: watch::Receiver<bool>,
 }
 
 /// Connects, and waits for NATS as long as the configuration says.
 pub(super) async fn connect(config: &Config) -> Result<Connected, OpenError> {
     let deadline = Instant::now() + config.jetstream.startup_timeout;
-    let events = Arc::new(Notify::new());
     loop {
-        let failure = match attempt(config, events.clone()).await {
-            Ok((api, info)) => return Ok(Connected { api, info, events }),
+        let (tell, connected) = watch::channel(true);
+        let failure = match attempt(config, tell).await {
+            Ok((api, info)) => {
+                return Ok(Connected {
+                    api,
+                    info,
+                    connected,
+                });
+            }
             Err(Attempt::Hopeless(error)) => return Err(error),
             Err(Attempt::Later(error)) => error,
         };
@@ -65,9 +71,9 @@ enum Attempt {
     Hopeless(OpenError),
 }
 
-async fn attempt(config: &Config, events: Arc<Notify>) -> Result<(Api, Info), Attempt> {
+async fn attempt(config: &Config, tell: watch::Sender<bool>) -> Result<(Api, Info), Attempt> {
     let settings = &config.jetstream;
-    let client = client(settings, events).await?;
+    let client = client(settings, tell).await?;
     let refuse = |cause: String| Attempt::Hopeless(error(settings, cause));
     let (major, minor, patch) = OLDEST;
     if !client.is_server_compatible(major, minor, patch) {
@@ -96,7 +102,10 @@ async fn attempt(config: &Config, events: Arc<Notify>) -> Result<(Api, Info), At
     Ok((api, info))
 }
 
-async fn client(settings: &config::Jetstream, events: Arc<Notify>) -> Result<Client, Attempt> {
+async fn client(
+    settings: &config::Jetstream,
+    tell: watch::Sender<bool>,
+) -> Result<Client, Attempt> {
     let refuse = |cause: String| Attempt::Hopeless(error(settings, cause));
     let addresses = settings.url.split(',').map(|url| url.trim().parse());
     let addresses: Vec<ServerAddr> = addresses
@@ -112,12 +121,12 @@ async fn client(settings: &config::Jetstream, events: Arc<Notify>) -> Result<Cli
             doubled.min(RECONNECT)
         })
         .event_callback(move |event| {
-            let events = events.clone();
-            async move {
-                if matches!(event, Event::Connected | Event::Disconnected) {
-                    events.notify_one();
-                }
+            match event {
+                Event::Connected => drop(tell.send_replace(true)),
+                Event::Disconnected | Event::Closed => drop(tell.send_replace(false)),
+                _ => {}
             }
+            std::future::ready(())
         });
     if !settings.ca.is_empty() {
         options = options.add_root_certificates(PathBuf::from(&settings.ca));

@@ -74,8 +74,10 @@ impl Shared {
                     break 'pages;
                 }
                 page.next = entry.sequence.next();
-                let Some((_, record)) = entry.into_record() else {
-                    continue;
+                let record = match entry.content {
+                    Content::Record(_, record) => record,
+                    Content::Broken(what) => return Err(Error::Corrupt(what)),
+                    Content::Trim(..) => continue,
                 };
                 bytes += record.payload.len();
                 page.records.push(record);
@@ -126,7 +128,7 @@ impl Shared {
         Ok(match mark {
             Some(entry) => match entry.content {
                 Content::Trim(_, first) => (first, Some(entry.sequence)),
-                Content::Record(..) | Content::Unknown => {
+                Content::Record(..) | Content::Broken(_) => {
                     return Err(Error::Corrupt(format!("the trim position of {topic}")));
                 }
             },

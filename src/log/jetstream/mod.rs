@@ -71,7 +71,11 @@ impl Jetstream {
     /// # Errors
     /// See [`OpenError`]; nothing was changed but the stream created where there was none.
     pub async fn open(config: &Config, metrics: Metrics) -> Result<Self, OpenError> {
-        let Connected { api, info, events } = connect::connect(config).await?;
+        let Connected {
+            api,
+            info,
+            connected,
+        } = connect::connect(config).await?;
         let failed = |cause: String| OpenError::Nats {
             url: config.jetstream.url.clone(),
             cause,
@@ -83,7 +87,8 @@ impl Jetstream {
         let recent = usize::try_from(config.jetstream.recent.as_u64()).unwrap_or(usize::MAX);
         let queue_bytes = super::queue_bytes(&config.log);
         let view = View::new(info.last.next(), recent);
-        let shared = Arc::new(Shared::new(api, view, Meters::new(metrics), queue_bytes));
+        let shared = Shared::new(api, view, Meters::new(metrics), queue_bytes, connected);
+        let shared = Arc::new(shared);
         let (sender, appends) = mpsc::unbounded_channel();
         let committer = TaskTracker::new();
         committer.spawn(Committer::new(shared.clone(), appends).run());
@@ -92,7 +97,7 @@ impl Jetstream {
         let interval = config.log.retention_interval;
         let upkeep = Upkeep::new(shared.clone(), interval, config.log.retention.clone());
         tokio::spawn(upkeep.run());
-        tokio::spawn(watch_connection(shared.clone(), events));
+        tokio::spawn(watch_connection(shared.clone()));
         Ok(Self {
             shared,
             queue_bytes,
@@ -116,15 +121,15 @@ impl Jetstream {
 }
 
 /// Health goes off as soon as the connection breaks, not with the next look.
-async fn watch_connection(shared: Arc<Shared>, events: Arc<tokio::sync::Notify>) {
+async fn watch_connection(shared: Arc<Shared>) {
+    let mut connected = shared.connected.clone();
     loop {
         tokio::select! {
             () = shared.closed.cancelled() => return,
-            () = events.notified() => {}
+            changed = connected.changed() => if changed.is_err() { return },
         }
-        if shared.api.client.connection_state() != async_nats::connection::State::Connected {
-            let why = "the connection to NATS broke";
-            shared.report(Health::Unavailable(why.into()));
+        if !*connected.borrow_and_update() {
+            shared.report(upkeep::disconnected());
         }
         shared.look.notify_one();
     }

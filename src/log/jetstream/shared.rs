@@ -23,19 +23,28 @@ pub(super) struct Shared {
     pub(super) queue: Semaphore,
     /// The position the feed is to reach.
     wanted: watch::Sender<Sequence>,
-    /// Something happened to the connection: look whether all is well.
+    /// Whether the connection stands.
+    pub(super) connected: watch::Receiver<bool>,
+    /// The connection came back: look whether all is well.
     pub(super) look: Notify,
     /// Every task ends.
     pub(super) closed: CancellationToken,
 }
 
 impl Shared {
-    pub(super) fn new(api: Api, view: View, meters: Meters, queue_bytes: usize) -> Self {
+    pub(super) fn new(
+        api: Api,
+        view: View,
+        meters: Meters,
+        queue_bytes: usize,
+        connected: watch::Receiver<bool>,
+    ) -> Self {
         meters.health(&Health::Ready);
         Self {
             wanted: watch::Sender::new(view.next()),
             api,
             view,
+            connected,
             meters,
             health: watch::Sender::new(Health::Ready),
             queue: Semaphore::new(queue_bytes),

@@ -30,12 +30,21 @@ pub(super) async fn look(shared: Arc<Shared>) {
             Err(other) => Health::Unavailable(other.to_string()),
         };
         shared.report(health);
+        if !*shared.connected.borrow() {
+            // It broke since the answer.
+            shared.report(disconnected());
+        }
         tokio::select! {
             () = shared.closed.cancelled() => return,
             () = shared.look.notified() => {}
             () = sleep(LOOK) => {}
         }
     }
+}
+
+/// The health while there is no connection.
+pub(super) fn disconnected() -> Health {
+    Health::Unavailable("the connection to NATS broke".into())
 }
 
 async fn look_once(shared: &Shared) -> Result<(), Error> {

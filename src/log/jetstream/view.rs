@@ -276,7 +276,8 @@ impl State {
                 let trim = self.trims.entry(topic).or_default();
                 *trim = first.max(*trim);
             }
-            Content::Unknown => {}
+            // A reader of the stream gets an error there.
+            Content::Broken(what) => tracing::error!(what, "the log does not read back"),
         }
         self.bytes += held.bytes;
         self.order.push_back(held);

@@ -36,12 +36,15 @@ pub(super) enum Content {
     Record(Topic, Arc<Record>),
     /// The topic retains nothing before the position.
     Trim(Topic, Sequence),
-    /// Nothing this version knows; others may.
-    Unknown,
+    /// What does not read back, and why.
+    Broken(String),
 }
 
 impl Entry {
     /// The entry in `message`, received live or read from the stream.
+    ///
+    /// # Errors
+    /// It is not from the stream.
     pub(super) fn read(subjects: &Subjects, message: Message) -> Result<Self, Error> {
         let headers = message.headers.as_ref();
         let headers = headers.ok_or_else(|| corrupt("a message of the log without headers"))?;
@@ -54,16 +57,7 @@ impl Entry {
         let sequence = Sequence(sequence);
         let is_continued = text(BATCH_ID).is_some() && text(BATCH_COMMIT).is_none();
         let subject = text("Nats-Subject").unwrap_or(&message.subject);
-        let content = match subjects.parse(subject) {
-            Some(Subject::Log(topic)) => {
-                let mut record = codec::decode(sequence, message.payload)
-                    .map_err(|error| corrupt(format!("record {sequence}: {error}")))?;
-                record.time = time;
-                Content::Record(topic, Arc::new(record))
-            }
-            Some(Subject::Trim(topic)) => Content::Trim(topic, position(&message.payload)?),
-            None => Content::Unknown,
-        };
+        let content = content(subjects, subject, sequence, time, message.payload.clone());
         Ok(Self {
             sequence,
             time,
@@ -75,16 +69,32 @@ impl Entry {
     pub(super) fn into_record(self) -> Option<(Topic, Arc<Record>)> {
         match self.content {
             Content::Record(topic, record) => Some((topic, record)),
-            Content::Trim(..) | Content::Unknown => None,
+            Content::Trim(..) | Content::Broken(_) => None,
         }
     }
 }
 
-/// The position in a trim message.
-fn position(payload: &[u8]) -> Result<Sequence, Error> {
-    let bytes = payload.try_into();
-    let bytes = bytes.map_err(|_| corrupt("a trim position that is not eight bytes"))?;
-    Ok(Sequence(u64::from_be_bytes(bytes)))
+fn content(
+    subjects: &Subjects,
+    subject: &str,
+    sequence: Sequence,
+    time: Timestamp,
+    payload: Bytes,
+) -> Content {
+    match subjects.parse(subject) {
+        Some(Subject::Log(topic)) => match codec::decode(sequence, payload) {
+            Ok(mut record) => {
+                record.time = time;
+                Content::Record(topic, Arc::new(record))
+            }
+            Err(error) => Content::Broken(format!("record {sequence}: {error}")),
+        },
+        Some(Subject::Trim(topic)) => match <[u8; 8]>::try_from(&*payload) {
+            Ok(bytes) => Content::Trim(topic, Sequence(u64::from_be_bytes(bytes))),
+            Err(_) => Content::Broken(format!("the trim position of {topic} at {sequence}")),
+        },
+        None => Content::Broken(format!("{sequence} is no topic's: {subject}")),
+    }
 }
 
 fn corrupt(what: impl Into<String>) -> Error {
