@@ -24,6 +24,7 @@ pub(super) fn all(config: &Config) -> Vec<Violation> {
         windows,
         origins,
         queue,
+        jetstream,
         hub,
         drain,
         lateness,
@@ -125,6 +126,29 @@ fn queue(config: &Config) -> Option<Violation> {
         Violation::new(
             &["log.queue", "limits.message"],
             "such that log.queue is at least limits.message",
+        )
+    })
+}
+
+fn jetstream(config: &Config) -> Option<Violation> {
+    let settings = &config.jetstream;
+    let is_token = |text: &str| {
+        let is_fit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+        !text.is_empty() && text.len() <= 64 && text.bytes().all(is_fit)
+    };
+    for (key, text) in [
+        ("jetstream.stream", &settings.stream),
+        ("jetstream.prefix", &settings.prefix),
+    ] {
+        if !is_token(text) {
+            let allowed = "1 to 64 ASCII letters, digits, - or _";
+            return Some(Violation::new(&[key], allowed));
+        }
+    }
+    (settings.cert.is_empty() != settings.key.is_empty()).then(|| {
+        Violation::new(
+            &["jetstream.cert", "jetstream.key"],
+            "such that jetstream.cert and jetstream.key are both set or both empty",
         )
     })
 }

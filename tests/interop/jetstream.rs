@@ -10,11 +10,12 @@ use futures::future::join_all;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, copy_bidirectional},
     net::{TcpListener, TcpStream},
+    sync::watch,
     task::JoinSet,
 };
 use weir::{
     config::{Config, EngineKind},
-    log::{Engine, Error, Health, Outcome, Sequence, Space, jetstream::Jetstream},
+    log::{Engine, Error, Follow, Health, Outcome, Sequence, Space, Topic, jetstream::Jetstream},
     telemetry::Metrics,
 };
 
@@ -233,84 +234,146 @@ async fn a_replica_that_was_cut_off_catches_up_without_a_further_message() {
     assert!(silent.seen(|seen| seen.records.is_empty()));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_acknowledged_is_lost_while_nats_is_away() {
-    const WRITERS: usize = 4;
-    let mut nats =
-        Nats::with("max_payload: 16MB\njetstream { store_dir: \"DIR\", sync_interval: always }\n");
-    let engine = Arc::new(open(&config(nats.url())).await);
-    let topic = room("faults");
-    let feed = Feed::new();
-    let _follow = engine.follow(&topic, feed.weak()).await.unwrap();
-    let acknowledged = Arc::new(Mutex::new(Vec::new()));
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let mut writers = JoinSet::new();
-    for writer in 0..WRITERS {
-        let (engine, topic) = (engine.clone(), topic.clone());
-        let (acknowledged, stopped) = (acknowledged.clone(), stopped.clone());
-        writers.spawn(async move {
-            let mut number = 0;
-            while !*stopped.borrow() {
-                let text = format!("{writer}:{number}");
-                let mut new = record(&topic, text.clone());
-                new.key = Some(text.clone().into());
-                // Each is repeated until it is acknowledged, as a client does.
-                let outcome = match engine.enqueue(vec![new]).await {
-                    Ok(ack) => ack.await,
-                    Err(error) => Err(error),
-                };
-                match outcome.as_deref() {
-                    Ok(
-                        [Outcome::Stored { sequence, .. } | Outcome::Duplicate { sequence, .. }],
-                    ) => {
-                        acknowledged.lock().unwrap().push((*sequence, text));
+/// Writers that repeat each record until it is acknowledged, as a client does, and what they know.
+struct Writers {
+    engine: Arc<Jetstream>,
+    topic: Topic,
+    feed: Arc<Feed>,
+    _follow: Follow,
+    acknowledged: Arc<Mutex<Vec<(Sequence, String)>>>,
+    stop: watch::Sender<bool>,
+    tasks: JoinSet<()>,
+}
+
+impl Writers {
+    async fn start(engine: Jetstream) -> Self {
+        let (engine, topic) = (Arc::new(engine), room("faults"));
+        let feed = Feed::new();
+        let follow = engine.follow(&topic, feed.weak()).await.unwrap();
+        let mut writers = Self {
+            engine,
+            topic,
+            feed,
+            _follow: follow,
+            acknowledged: Arc::default(),
+            stop: watch::Sender::new(false),
+            tasks: JoinSet::new(),
+        };
+        for writer in 0..4 {
+            let (engine, topic) = (writers.engine.clone(), writers.topic.clone());
+            let (acknowledged, stop) = (writers.acknowledged.clone(), writers.stop.subscribe());
+            writers.tasks.spawn(async move {
+                let mut number = 0;
+                while !*stop.borrow() {
+                    let text = format!("{writer}:{number}");
+                    if let Some(sequence) = write(&engine, &topic, &text).await {
+                        acknowledged.lock().unwrap().push((sequence, text));
                         number += 1;
                     }
-                    Err(Error::Unavailable(_)) => {}
-                    other => panic!("{other:?}"),
                 }
-            }
-        });
+            });
+        }
+        writers
     }
-    let enough = async |more: usize| {
-        let count = || acknowledged.lock().unwrap().len();
+
+    /// Waits until so many more are acknowledged.
+    async fn more(&self, more: usize) {
+        let count = || self.acknowledged.lock().unwrap().len();
         let before = count();
         eventually("appends go on", async || count() >= before + more).await;
+    }
+
+    /// Each acknowledged record is there, once and in its place, and was fed without a gap.
+    async fn check(mut self) {
+        self.stop.send_replace(true);
+        while let Some(done) = self.tasks.join_next().await {
+            done.unwrap();
+        }
+        let mut acknowledged = std::mem::take(&mut *self.acknowledged.lock().unwrap());
+        acknowledged.sort();
+        let last = acknowledged[acknowledged.len() - 1].0;
+        self.feed.until(|seen| seen.next > last).await;
+        let all = read_all(&*self.engine, &self.topic).await;
+        let texts = payloads(&all);
+        let sequences = all.iter().map(|record| record.sequence);
+        let found: Vec<_> = sequences.zip(texts).collect();
+        assert_eq!(found, acknowledged, "each once, in its place");
+        assert_eq!(
+            self.feed.seen(|seen| seen.records.clone()),
+            all,
+            "live without a gap"
+        );
+    }
+}
+
+/// Appends a keyed record; none when it has to be repeated.
+async fn write(engine: &Jetstream, topic: &Topic, text: &str) -> Option<Sequence> {
+    let mut new = record(topic, text.to_owned());
+    new.key = Some(text.into());
+    let outcome = match engine.enqueue(vec![new]).await {
+        Ok(ack) => ack.await,
+        Err(error) => Err(error),
     };
+    match outcome.as_deref() {
+        Ok([Outcome::Stored { sequence, .. } | Outcome::Duplicate { sequence, .. }]) => {
+            Some(*sequence)
+        }
+        Err(Error::Unavailable(_)) => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_acknowledged_is_lost_while_nats_is_away() {
+    let mut nats = Nats::start();
+    let writers = Writers::start(open(&config(nats.url())).await).await;
+    let engine = writers.engine.clone();
     for _ in 0..2 {
-        enough(100).await;
-        nats.kill();
+        writers.more(100).await;
+        nats.kill(0);
         unhealthy(&engine).await;
-        let refused = engine.read(&topic, Sequence::FIRST, ALL).await;
+        let refused = engine.read(&writers.topic, Sequence::FIRST, ALL).await;
         assert!(matches!(refused, Err(Error::Unavailable(_))));
-        nats.resume();
+        nats.resume(0);
         healthy(&engine).await;
     }
-    enough(100).await;
-    stop.send(true).unwrap();
-    while let Some(done) = writers.join_next().await {
-        done.unwrap();
+    writers.more(100).await;
+    writers.check().await;
+}
+
+/// Every server of a cluster in turn, the leader of the stream among them, is killed and comes back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_loses_each_server_in_turn_and_no_record() {
+    let mut nats = Nats::cluster();
+    let mut config = config(nats.url());
+    config.jetstream.replicas = 3;
+    let writers = Writers::start(open(&config).await).await;
+    for node in 0..3 {
+        writers.more(100).await;
+        nats.kill(node);
+        writers.more(100).await;
+        nats.resume(node);
+        let url = nats.url();
+        eventually("every copy is complete", async || is_complete(&url).await).await;
     }
-    let mut acknowledged = std::mem::take(&mut *acknowledged.lock().unwrap());
-    acknowledged.sort();
-    let last = acknowledged[acknowledged.len() - 1].0;
-    feed.until(|seen| seen.next > last).await;
-    let all = read_all(&*engine, &topic).await;
-    let found: Vec<_> = all
-        .iter()
-        .map(|record| {
-            (
-                record.sequence,
-                payloads(std::slice::from_ref(record)).remove(0),
-            )
-        })
-        .collect();
-    assert_eq!(found, acknowledged, "each once, in its place");
-    assert_eq!(
-        feed.seen(|seen| seen.records.clone()),
-        all,
-        "live without a gap"
-    );
+    writers.more(100).await;
+    writers.check().await;
+}
+
+/// Whether all three copies of the stream are up to date.
+async fn is_complete(url: &str) -> bool {
+    let Ok(client) = async_nats::connect(url.split(',').collect::<Vec<_>>()).await else {
+        return false;
+    };
+    let stream = async_nats::jetstream::new(client).get_stream("weir").await;
+    let Ok(stream) = stream else {
+        return false;
+    };
+    let cluster = stream.cached_info().cluster.clone();
+    cluster.is_some_and(|cluster| {
+        let current = cluster.replicas.iter().filter(|replica| replica.current);
+        cluster.leader.is_some() && current.count() == 2
+    })
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -482,7 +545,7 @@ async fn readiness_follows_nats() {
     let mut nats = Nats::start();
     let settings = serve(&nats, "one").set("jetstream.timeout", "1s");
     let server = TestServer::with(settings).await;
-    nats.kill();
+    nats.kill(0);
     support::eventually("readiness goes off", || async {
         let answer = server.admin_get("/readyz").await;
         answer.starts_with("HTTP/1.1 503").then_some(())
@@ -494,7 +557,7 @@ async fn readiness_follows_nats() {
         .send_message(send("hall", "ann", "x"))
         .await;
     assert_eq!(refused.unwrap_err().code(), tonic::Code::Unavailable);
-    nats.resume();
+    nats.resume(0);
     server.ready().await;
     let sent = server
         .chat()

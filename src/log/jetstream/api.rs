@@ -33,6 +33,8 @@ pub(super) const RETRY: Duration = Duration::from_millis(50);
 mod code {
     /// The stream, or a message, is not there.
     pub(super) const NO_STREAM: u64 = 10059;
+    /// Too few servers for so many copies.
+    pub(super) const NO_PEERS: u64 = 10005;
     pub(super) const NO_MESSAGE: u64 = 10037;
     /// The last sequence of the subject is another.
     pub(super) const WRONG_LAST: [u64; 2] = [10071, 10164];
@@ -71,6 +73,12 @@ pub(super) struct Refusal {
 impl Refusal {
     pub(super) fn is_no_stream(&self) -> bool {
         self.err_code == code::NO_STREAM
+    }
+
+    /// Whether the same may work in a moment: nobody leads, or there are not enough servers yet.
+    pub(super) fn may_pass(&self) -> bool {
+        (self.code == 503 && !code::FULL.contains(&self.err_code))
+            || self.err_code == code::NO_PEERS
     }
 }
 
@@ -479,9 +487,7 @@ fn refused_publish(refusal: Refusal) -> Result<Published, Failure> {
         code::DUPLICATE_PENDING | code::INCOMPLETE => {
             Ok(Published::Retry(Failure::Refused(refusal)))
         }
-        other if refusal.code == 503 && !code::FULL.contains(&other) => {
-            Ok(Published::Retry(Failure::Refused(refusal)))
-        }
+        _ if refusal.may_pass() => Ok(Published::Retry(Failure::Refused(refusal))),
         _ => Err(Failure::Refused(refusal)),
     }
 }

@@ -29,7 +29,9 @@ const OVERHEAD: u64 = 8 * 1024;
 const WAITING: usize = 16_384;
 /// How often a silent connection is pinged; two unanswered pings break it.
 const PING: Duration = Duration::from_secs(2);
-/// The longest pause between two attempts to connect.
+/// Between two attempts to start.
+const RESTART: Duration = Duration::from_millis(250);
+/// The longest pause between two attempts to connect again.
 const RECONNECT: Duration = Duration::from_secs(1);
 
 /// A connection and a stream that are fit for the log.
@@ -43,6 +45,7 @@ pub(super) struct Connected {
 /// Connects, and waits for NATS as long as the configuration says.
 pub(super) async fn connect(config: &Config) -> Result<Connected, OpenError> {
     let deadline = Instant::now() + config.jetstream.startup_timeout;
+    let mut told = false;
     loop {
         let (tell, connected) = watch::channel(true);
         let failure = match attempt(config, tell).await {
@@ -56,11 +59,14 @@ pub(super) async fn connect(config: &Config) -> Result<Connected, OpenError> {
             Err(Attempt::Hopeless(error)) => return Err(error),
             Err(Attempt::Later(error)) => error,
         };
-        if Instant::now() + RECONNECT > deadline {
+        if Instant::now() + RESTART > deadline {
             return Err(failure);
         }
-        tracing::warn!(%failure, "waiting for NATS");
-        tokio::time::sleep(RECONNECT).await;
+        if !told {
+            tracing::warn!(%failure, "waiting for NATS");
+            told = true;
+        }
+        tokio::time::sleep(RESTART).await;
     }
 }
 

@@ -209,11 +209,20 @@ impl Shared {
             return Ok(None);
         }
         let subject = self.api.subjects.log(topic);
-        let found = self
-            .api
-            .last_of_each(&[&subject], UpTo::Sequence(older))
-            .await?;
-        Ok(found.first().map(|entry| entry.sequence))
+        let deadline = Instant::now() + self.api.timeout;
+        loop {
+            let up_to = UpTo::Sequence(older);
+            let found = self.api.last_of_each(&[&subject], up_to).await?;
+            let last = found.first().map(|entry| entry.sequence);
+            if self.api.is_single {
+                return Ok(last);
+            }
+            let after = last.unwrap_or_default().next();
+            match self.api.next_after(&subject, after).await? {
+                Some(missed) if missed <= older => self.api.pause(deadline).await?,
+                _ => return Ok(last),
+            }
+        }
     }
 
     pub(super) async fn topics(
