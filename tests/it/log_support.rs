@@ -37,8 +37,8 @@ pub(crate) const ALL: Limit = Limit {
 pub(crate) struct Rig {
     pub(crate) engine: Arc<dyn Engine>,
     pub(crate) metrics: Metrics,
-    /// What the engine runs on.
-    pub(crate) backend: log_engines::Backend,
+    /// What the engine runs on; dropped after it.
+    _backend: log_engines::Backend,
     _dir: TempDir,
 }
 
@@ -63,7 +63,7 @@ impl Rig {
         Self {
             engine: opened.unwrap(),
             metrics,
-            backend,
+            _backend: backend,
             _dir: dir,
         }
     }

@@ -5,8 +5,15 @@
 //!
 //! The server refuses a whole batch when a message in it repeats an earlier one. The batch is then published in halves, in
 //! order, until the repetition stands alone and the server tells what it repeats.
+//!
+//! A server that flushes each message (`sync_interval: always`) takes long for a large batch. So groups get smaller while they
+//! take long and larger while they do not.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     sync::{mpsc, oneshot},
@@ -24,6 +31,11 @@ use crate::log::{
     dedupe::{Fingerprint, Known, content},
 };
 
+/// Records that are published together, at least; at most a page.
+const GROUP: usize = 128;
+/// A group that takes longer is too large.
+const SLOW: Duration = Duration::from_millis(200);
+
 /// A batch that waits.
 pub(super) struct Append {
     pub(super) batch: Vec<NewRecord>,
@@ -38,6 +50,8 @@ pub(super) struct Committer {
     appends: mpsc::UnboundedReceiver<Append>,
     /// Taken from the queue already, for the next group.
     ahead: Option<Append>,
+    /// Records of a group, for now.
+    group: usize,
 }
 
 /// Batches that are published together.
@@ -63,6 +77,7 @@ impl Committer {
             shared,
             appends,
             ahead: None,
+            group: GROUP,
         }
     }
 
@@ -85,7 +100,7 @@ impl Committer {
         while let Ok(append) = self.appends.try_recv() {
             records += append.batch.len();
             bytes += append.permits;
-            if records > PAGE || bytes > PAGE_BYTES {
+            if records > self.group || bytes > PAGE_BYTES {
                 self.ahead = Some(append);
                 break;
             }
@@ -94,9 +109,9 @@ impl Committer {
         Some(Group::new(appends, &self.shared))
     }
 
-    async fn commit(&self, group: Group) {
-        let shared = &self.shared;
+    async fn commit(&mut self, group: Group) {
         let (settled, failed) = self.publish(&group.messages).await;
+        let shared = &self.shared;
         let outcomes = self.outcomes(&group, &settled).await;
         for (settled, (space, bytes)) in settled.iter().zip(&group.sizes) {
             if matches!(settled, Settled::Stored(_)) {
@@ -126,12 +141,15 @@ impl Committer {
     }
 
     /// Publishes the messages in order. What became of those before the first failure, and that failure.
-    async fn publish(&self, messages: &[Outgoing]) -> (Vec<Settled>, Option<Error>) {
+    async fn publish(&mut self, messages: &[Outgoing]) -> (Vec<Settled>, Option<Error>) {
         let mut settled = Vec::with_capacity(messages.len());
-        let mut ranges = chunks(messages);
+        let mut ranges = chunks(messages, self.group);
         while let Some(range) = ranges.pop() {
             let (start, end) = range;
-            match self.attempt(&messages[start..end]).await {
+            let began = Instant::now();
+            let done = self.attempt(&messages[start..end]).await;
+            self.adapt(end - start, began.elapsed());
+            match done {
                 Ok(Published::Stored(last)) => {
                     let first = last.0.saturating_sub((end - start) as u64 - 1);
                     settled.extend((first..=last.0).map(|at| Settled::Stored(Sequence(at))));
@@ -149,6 +167,14 @@ impl Committer {
             }
         }
         (settled, None)
+    }
+
+    fn adapt(&mut self, records: usize, took: Duration) {
+        if took > SLOW {
+            self.group = (self.group / 2).max(GROUP);
+        } else if records >= self.group / 2 && took < SLOW / 4 {
+            self.group = (self.group * 2).min(PAGE);
+        }
     }
 
     /// Publishes one batch; again where it is certain that nothing was stored and the cause may pass.
@@ -262,11 +288,11 @@ impl Group {
 }
 
 /// Ranges of messages that fit into one batch, the first one last.
-fn chunks(messages: &[Outgoing]) -> Vec<(usize, usize)> {
+fn chunks(messages: &[Outgoing], most: usize) -> Vec<(usize, usize)> {
     let mut ranges = Vec::new();
     let (mut start, mut bytes) = (0, 0);
     for (index, message) in messages.iter().enumerate() {
-        if index > start && (index - start == PAGE || bytes + message.size() > PAGE_BYTES) {
+        if index > start && (index - start == most || bytes + message.size() > PAGE_BYTES) {
             ranges.push((start, index));
             (start, bytes) = (index, 0);
         }

@@ -48,10 +48,12 @@ pub(super) fn disconnected() -> Health {
 }
 
 async fn look_once(shared: &Shared) -> Result<(), Error> {
+    // Before asking: the feed goes on meanwhile.
+    let seen = shared.view.next();
     let info = shared.api.info(None).await?;
     let bytes = i64::try_from(info.bytes).unwrap_or(i64::MAX);
     shared.meters.metrics.log_bytes.set(bytes);
-    if info.last.next() < shared.view.next() {
+    if info.last.next() < seen {
         return Err(Error::Unavailable(
             "the stream ends before what this node has seen: it was replaced or lost data; restart the instance".into(),
         ));
