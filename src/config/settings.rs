@@ -160,7 +160,8 @@ section! {
 section! {
     /// NATS JetStream, for many replicas. All replicas of one service have the same values here.
     pub struct Jetstream {
-        /// Where NATS is: `nats://host:4222`, `tls://host:4222` for TLS; several of one cluster with commas between.
+        /// Where NATS is: `nats://host:4222`, `tls://host:4222` for TLS, `nats://user:password@host:4222`; several of one
+        /// cluster with commas between.
         pub url: String = "nats://127.0.0.1:4222".into();
         /// Credentials file (`.creds`); empty: none.
         pub credentials: String = String::new();

@@ -23,7 +23,7 @@ use super::{
     log_support::{
         ALL, Feed, append, append_all, eventually, keyed, payloads, read_all, record, room,
     },
-    nats::Nats,
+    nats::{Nats, SETTINGS},
     support::{self, Settings, TestServer, follow, send},
 };
 
@@ -443,6 +443,20 @@ async fn what_is_wrong_at_the_start_is_said() {
     without.jetstream.startup_timeout = Duration::ZERO;
     let text = refusal(&without).await;
     assert!(text.contains("start the server with JetStream"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn user_and_password_of_the_address_are_used_and_never_shown() {
+    let nats = Nats::with(&format!(
+        "{SETTINGS}authorization {{ user: ada, password: secret }}\n"
+    ));
+    let with = |user: &str| config(nats.url().replace("//", &format!("//{user}@")));
+    append_all(&open(&with("ada:secret")).await, &room("a"), &["x"]).await;
+    let text = refusal(&with("ada:mistake")).await;
+    assert!(
+        text.contains("authorization violation") && !text.contains("mistake"),
+        "{text}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

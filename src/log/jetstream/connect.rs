@@ -134,6 +134,11 @@ async fn client(
             }
             std::future::ready(())
         });
+    // The library itself takes no notice of them.
+    let named = addresses.iter().find(|address| address.has_user_pass());
+    if let Some((user, password)) = named.and_then(|named| named.username().zip(named.password())) {
+        options = options.user_and_password(user.to_owned(), password.to_owned());
+    }
     if !settings.ca.is_empty() {
         options = options.add_root_certificates(PathBuf::from(&settings.ca));
     }
