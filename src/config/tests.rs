@@ -151,7 +151,7 @@ fn every_problem_is_reported_at_once_with_its_origin() {
         ..sources(&dir)
     });
     let expected = r#"weir.toml: empty = a table: unknown key; `weir config print` shows all
-weir.toml: log.engine = "embeded": must be one of embedded, memory
+weir.toml: log.engine = "embeded": must be one of embedded, jetstream, memory
 weir.toml: server.http = 8080: must be an address such as 127.0.0.1:8080
 weir.toml: sever.grpc = []: unknown key; did you mean server.grpc?
 environment WEIR__DRAIN: drain = "10s": is a section; set the keys below it

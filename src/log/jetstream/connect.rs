@@ -8,6 +8,7 @@ use async_nats::{
         Config as StreamConfig, DiscardPolicy, Republish, RetentionPolicy, StorageType,
     },
 };
+use percent_encoding::percent_decode_str;
 use tokio::{sync::watch, time::Instant};
 
 use super::{
@@ -137,7 +138,8 @@ async fn client(
     // The library itself takes no notice of them.
     let named = addresses.iter().find(|address| address.has_user_pass());
     if let Some((user, password)) = named.and_then(|named| named.username().zip(named.password())) {
-        options = options.user_and_password(user.to_owned(), password.to_owned());
+        let plain = |text| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        options = options.user_and_password(plain(user), plain(password));
     }
     if !settings.ca.is_empty() {
         options = options.add_root_certificates(PathBuf::from(&settings.ca));
