@@ -73,6 +73,26 @@ const fn reason(ending: Ending) -> &'static str {
     }
 }
 
+/// Why a stream ended that the server did not end early. What the client asked wrongly is not the service's error.
+const fn reason_of(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "complete",
+        Code::Cancelled => "client_cancel",
+        Code::ResourceExhausted => "overload",
+        Code::InvalidArgument
+        | Code::NotFound
+        | Code::AlreadyExists
+        | Code::PermissionDenied
+        | Code::Unauthenticated
+        | Code::FailedPrecondition
+        | Code::Aborted
+        | Code::OutOfRange
+        | Code::Unimplemented => "refused",
+        Code::DeadlineExceeded => "deadline",
+        Code::Unknown | Code::Internal | Code::Unavailable | Code::DataLoss => "error",
+    }
+}
+
 /// Counts a call's end exactly once; a call dropped before its end was cancelled by its client.
 pub(super) struct Outcome {
     call: Call,
@@ -121,11 +141,7 @@ impl Outcome {
         }
         if let Some(active) = &method.active {
             active.dec();
-            let reason = reason.unwrap_or(match code {
-                Code::Ok => "complete",
-                Code::Cancelled => "client_cancel",
-                _ => "error",
-            });
+            let reason = reason.unwrap_or_else(|| reason_of(code));
             method
                 .metrics
                 .streams_ended

@@ -69,6 +69,13 @@ impl Method {
         let labels = [kind.as_str(), service, name];
         let active = || metrics.streams_active.with_label_values(&[service, name]);
         let handling = || metrics.handling_secs.with_label_values(&labels);
+        // There from the start, so that a ratio of errors has something to divide by.
+        metrics.handled.with_label_values(&[
+            labels[0],
+            labels[1],
+            labels[2],
+            code_name(tonic::Code::Ok),
+        ]);
         Self {
             index,
             full_name: format!("{service}/{name}"),

@@ -30,6 +30,24 @@ const COUNTS: &[f64] = &[
     1_048_576.0,
 ];
 
+/// Why a streaming RPC ended.
+const STREAM_ENDS: &[&str] = &[
+    "complete",
+    "client_cancel",
+    "deadline",
+    "refused",
+    "overload",
+    "error",
+    "drain",
+    "max_age",
+];
+/// Why a connection was closed by the server.
+const REFUSALS: &[&str] = &["limit", "preface", "protocol"];
+/// Who carries signals.
+const CARRIERS: &[&str] = &["channel"];
+/// Where a subscription reads.
+const SOURCES: &[&str] = &["tail", "log"];
+
 /// Handles to every metric.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -46,7 +64,7 @@ pub struct Metrics {
     pub handling_secs: HistogramVec,
     /// Open streams, by `grpc_service`, `grpc_method`.
     pub streams_active: IntGaugeVec,
-    /// Streams ended, by `reason`.
+    /// Streams ended, by `reason`: see its help text.
     pub streams_ended: IntCounterVec,
     /// Seconds a stream lived.
     pub stream_duration_secs: Histogram,
@@ -68,6 +86,8 @@ pub struct Metrics {
     pub feed_gaps: IntCounter,
     /// Bytes the log takes on its storage.
     pub log_bytes: IntGauge,
+    /// Bytes free on the disk of the log; zero where the log is on no disk of this machine.
+    pub log_free_bytes: IntGauge,
     /// Records dropped by retention, by `space`.
     pub trimmed: IntCounterVec,
     /// One while the engine is in the state `state`, else zero.
@@ -156,7 +176,7 @@ impl Metrics {
             ),
             streams_ended: make.counters(
                 "weir_streams_ended_total",
-                "Streaming RPCs ended, by reason.",
+                "Streaming RPCs ended: complete, client_cancel, deadline, refused (a bad request), overload, error (of the service), drain, max_age.",
                 &["reason"],
             ),
             stream_duration_secs: make.histogram(
@@ -199,6 +219,10 @@ impl Metrics {
                 "Times the live feed of the log had to be completed by reading the log (JetStream).",
             ),
             log_bytes: make.gauge("weir_log_bytes", "Bytes the log takes on its storage."),
+            log_free_bytes: make.gauge(
+                "weir_log_free_bytes",
+                "Bytes free on the disk of the log; 0 where the log is on no disk of this machine.",
+            ),
             trimmed: make.counters(
                 "weir_trimmed_records_total",
                 "Records dropped by retention.",
@@ -298,7 +322,25 @@ impl Metrics {
             .build_info
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1.0);
+        metrics.start_at_zero();
         metrics
+    }
+
+    /// Makes every series of a closed label set, so that its first event is an increase and not an appearance.
+    fn start_at_zero(&self) {
+        let counters = [
+            (&self.streams_ended, STREAM_ENDS),
+            (&self.connections_refused, REFUSALS),
+            (&self.signals_dropped, CARRIERS),
+        ];
+        for (counter, values) in counters {
+            for value in values {
+                counter.with_label_values(&[value]);
+            }
+        }
+        for source in SOURCES {
+            self.subscribers.with_label_values(&[source]);
+        }
     }
 
     /// The registry, for scraping and for further collectors.

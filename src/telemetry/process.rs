@@ -1,5 +1,6 @@
-//! Collectors that look when they are scraped: the process (`process_*`, from `/proc`) and its tokio runtime
-//! (`weir_runtime_*`). Where there is no `/proc`, the process's metrics are absent.
+//! Collectors that look when they are scraped: the process (`process_*`, from `/proc`), what it may use (`weir_memory_*`,
+//! `weir_cpu_*`, from its control group) and its tokio runtime (`weir_runtime_*`). Where there is no `/proc`, the first two are
+//! absent.
 
 use std::{collections::HashMap, fs};
 
@@ -10,12 +11,13 @@ use prometheus::{
 };
 use tokio::runtime::{Handle, RuntimeMetrics};
 
-/// Registers both collectors; `runtime` is the one to report on.
+/// Registers the collectors; `runtime` is the one to report on.
 ///
 /// # Errors
 /// They are registered already.
 pub fn register(registry: &Registry, runtime: &Handle) -> prometheus::Result<()> {
     registry.register(Box::new(Collected::new(PROCESS, process_values)?))?;
+    registry.register(Box::new(Collected::new(ALLOWED, allowed_values)?))?;
     let metrics = runtime.metrics();
     registry.register(Box::new(Collected::new(RUNTIME, move || {
         runtime_values(&metrics)
@@ -57,6 +59,19 @@ const PROCESS: [Family; 7] = [
         MetricType::GAUGE,
     ),
     ("process_threads", "Threads.", MetricType::GAUGE),
+];
+
+const ALLOWED: [Family; 2] = [
+    (
+        "weir_memory_limit_bytes",
+        "Memory the process may use: its control group's limit, else the machine's memory.",
+        MetricType::GAUGE,
+    ),
+    (
+        "weir_cpu_throttled_seconds_total",
+        "Time the process was kept from running by its control group's CPU quota; 0 without a quota.",
+        MetricType::COUNTER,
+    ),
 ];
 
 const RUNTIME: [Family; 4] = [
@@ -177,6 +192,38 @@ fn process_values() -> Option<[f64; 7]> {
     ])
 }
 
+/// Where a container sees its own control group, version 2.
+const CONTROL_GROUP: &str = "/sys/fs/cgroup";
+
+#[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
+fn allowed_values() -> Option<[f64; 2]> {
+    let machine = memory_total(&fs::read_to_string("/proc/meminfo").ok()?)?;
+    let group = |file: &str| fs::read_to_string(format!("{CONTROL_GROUP}/{file}")).ok();
+    // "max" where there is no limit.
+    let limit = group("memory.max").and_then(|text| text.trim().parse::<u64>().ok());
+    let throttled = group("cpu.stat").and_then(|text| throttled_micros(&text));
+    Some([
+        limit.unwrap_or(machine).min(machine) as f64,
+        throttled.unwrap_or(0) as f64 / 1e6,
+    ])
+}
+
+/// Bytes of memory in `/proc/meminfo`.
+fn memory_total(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+fn throttled_micros(cpu_stat: &str) -> Option<u64> {
+    let line = cpu_stat
+        .lines()
+        .find_map(|line| line.strip_prefix("throttled_usec "))?;
+    line.trim().parse().ok()
+}
+
 /// What is of use in `/proc/self/stat`.
 #[derive(Debug, PartialEq, Eq)]
 struct Stat {
@@ -225,6 +272,15 @@ mod tests {
         };
         assert_eq!(Stat::parse(line), Some(stat));
         assert_eq!(Stat::parse("7 (a) S 1"), None);
+    }
+
+    #[test]
+    fn limits_are_found() {
+        let meminfo = "MemTotal:       16777216 kB\nMemFree:  1 kB\n";
+        assert_eq!(memory_total(meminfo), Some(16 << 30));
+        let cpu_stat = "usage_usec 5\nnr_throttled 2\nthrottled_usec 1500\n";
+        assert_eq!(throttled_micros(cpu_stat), Some(1500));
+        assert_eq!(throttled_micros("usage_usec 5\n"), None);
     }
 
     #[test]

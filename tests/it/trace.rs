@@ -372,7 +372,7 @@ async fn streams_are_counted_by_why_they_ended() {
     chat.subscribe_messages(follow("general", Some(u64::MAX)))
         .await
         .unwrap_err();
-    ended("error", 2.0).await;
+    ended("refused", 2.0).await;
 
     let raw = Raw::connect(server.grpc()).await;
     let path = "/chat.ChatService/SubscribeMessages";
@@ -399,7 +399,7 @@ async fn streams_are_counted_by_why_they_ended() {
     // Each by its reason and no other.
     for (reason, count) in [
         ("complete", 2.0),
-        ("error", 2.0),
+        ("refused", 2.0),
         ("deadline", 1.0),
         ("client_cancel", 1.0),
     ] {

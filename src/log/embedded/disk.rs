@@ -103,8 +103,14 @@ impl Room {
         {
             return free_bytes;
         }
-        statvfs(&self.dir).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
+        free_bytes(&self.dir).unwrap_or(u64::MAX)
     }
+}
+
+/// Bytes that may still be written to the disk of `dir`; `None` when it does not say.
+pub(super) fn free_bytes(dir: &Path) -> Option<u64> {
+    let stat = statvfs(dir).ok()?;
+    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Whether `error` says that the disk, or the quota on it, is full.

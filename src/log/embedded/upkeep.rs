@@ -71,9 +71,16 @@ impl Upkeep {
         }
         let before = Timestamp::now().before(self.dedupe_window);
         while self.ask(|done| Command::ForgetKeys { before, done })? {}
-        let used = disk::used_bytes(&self.dir);
-        let log_bytes = &self.shared.meters.metrics.log_bytes;
-        log_bytes.set(i64::try_from(used).unwrap_or(i64::MAX));
+        let metrics = &self.shared.meters.metrics;
+        let gauges = [
+            (&metrics.log_bytes, Some(disk::used_bytes(&self.dir))),
+            (&metrics.log_free_bytes, disk::free_bytes(&self.dir)),
+        ];
+        for (gauge, bytes) in gauges {
+            if let Some(bytes) = bytes {
+                gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+            }
+        }
         Ok(())
     }
 
