@@ -11,6 +11,7 @@
 mod log_engines;
 
 mod clients;
+mod dashboards;
 mod documents;
 mod examples;
 mod grpcurl;

@@ -1,7 +1,8 @@
 //! A real Prometheus scrapes a real Weir.
 
-use std::{io::Write as _, net::SocketAddr, process::Stdio};
+use std::{io::Write as _, net::SocketAddr, path::Path, process::Stdio};
 
+use percent_encoding::NON_ALPHANUMERIC;
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
     process::{Child, Command},
@@ -15,7 +16,7 @@ use crate::{
     tools::tool,
 };
 
-struct Prometheus {
+pub(crate) struct Prometheus {
     _process: Child,
     _dir: tempfile::TempDir,
     address: SocketAddr,
@@ -24,9 +25,17 @@ struct Prometheus {
 impl Prometheus {
     /// Starts one that scrapes `target` four times a second.
     async fn scraping(target: SocketAddr) -> Self {
+        Self::with_rules(target, None).await
+    }
+
+    /// The same, evaluating the rules in this directory as often.
+    pub(crate) async fn with_rules(target: SocketAddr, rules: Option<&Path>) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let rules = rules.map_or_else(String::new, |rules| {
+            format!("rule_files: ['{}/*.yml']\n", rules.display())
+        });
         let config = format!(
-            "global:\n  scrape_interval: 250ms\n  scrape_timeout: 250ms\n\
+            "global:\n  scrape_interval: 250ms\n  scrape_timeout: 250ms\n  evaluation_interval: 250ms\n{rules}\
              scrape_configs:\n  - job_name: weir\n    static_configs:\n      - targets: ['{target}']\n"
         );
         std::fs::write(dir.path().join("prometheus.yml"), config).unwrap();
@@ -55,6 +64,11 @@ impl Prometheus {
         .await;
         // It stops when nobody reads what it says.
         tokio::spawn(async move { while let Ok(Some(_)) = lines.next_line().await {} });
+        eventually("Prometheus to be ready", || async {
+            let response = http_get(address, "/-/ready").await;
+            response.starts_with("HTTP/1.1 200").then_some(())
+        })
+        .await;
         Self {
             _process: process,
             _dir: dir,
@@ -73,6 +87,44 @@ impl Prometheus {
             .ok()
     }
 
+    /// Every value that any expression gives now.
+    ///
+    /// # Errors
+    /// What Prometheus says against the expression.
+    pub(crate) async fn values(&self, expression: &str) -> Result<Vec<f64>, String> {
+        let query = percent_encoding::utf8_percent_encode(expression, NON_ALPHANUMERIC);
+        let answer = self.get(&format!("/api/v1/query?query={query}")).await;
+        let result = answer["data"]["result"]
+            .as_array()
+            .ok_or_else(|| answer.to_string())?;
+        let value = |series: &serde_json::Value| series["value"][1].as_str()?.parse().ok();
+        Ok(result.iter().filter_map(value).collect())
+    }
+
+    /// The groups of rules, once each was evaluated.
+    pub(crate) async fn rules(&self) -> Vec<serde_json::Value> {
+        eventually("evaluated rules", || async {
+            let answer = self.get("/api/v1/rules").await;
+            let groups = answer["data"]["groups"].as_array()?.clone();
+            let mut rules = groups.iter().flat_map(|group| group["rules"].as_array());
+            let is_over = |rule: &serde_json::Value| rule["health"] != "unknown";
+            rules
+                .all(|rules| rules.iter().all(is_over))
+                .then_some(groups)
+        })
+        .await
+    }
+
+    async fn get(&self, path: &str) -> serde_json::Value {
+        let response = http_get(self.address, path).await;
+        let (head, body) = response.split_once("\r\n\r\n").unwrap_or_default();
+        let body = match head.to_lowercase().contains("transfer-encoding: chunked") {
+            true => unchunked(body),
+            false => body.to_owned(),
+        };
+        serde_json::from_str(&body).unwrap_or_default()
+    }
+
     async fn eventually(&self, expression: &str, is_fine: impl Fn(f64) -> bool) {
         let is_fine = &is_fine;
         eventually(expression, || async move {
@@ -80,6 +132,17 @@ impl Prometheus {
         })
         .await;
     }
+}
+
+/// The body that was sent in chunks.
+fn unchunked(mut body: &str) -> String {
+    let mut whole = String::new();
+    while let Some((size, rest)) = body.split_once("\r\n") {
+        let size = usize::from_str_radix(size.trim(), 16).unwrap();
+        whole.push_str(&rest[..size]);
+        body = rest[size..].trim_start_matches("\r\n");
+    }
+    whole
 }
 
 fn listens_on(line: &str) -> Option<SocketAddr> {
