@@ -537,8 +537,29 @@ DASHBOARDS = {
 }
 
 
+def operator_rules():
+    """The rules of prometheus/rules as one resource of the Prometheus operator."""
+    text = """\
+# Generated from prometheus/rules by scripts/generate.py.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: weir
+  namespace: weir
+  labels:
+    app.kubernetes.io/name: weir
+spec:
+  groups:
+"""
+    for path in sorted((ROOT / "prometheus" / "rules").glob("*.yml")):
+        _, groups = path.read_text(encoding="utf-8").split("\ngroups:\n")
+        text += "".join(f"  {line}" if line.strip() else line for line in groups.splitlines(keepends=True))
+    return text
+
+
 def files():
     """Path and text of everything that is generated."""
+    yield ROOT / "k8s" / "components" / "monitoring" / "rules.yaml", operator_rules()
     for name, made in DASHBOARDS.items():
         text = json.dumps(made, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         yield ROOT / "grafana" / "dashboards" / f"{name}.json", text
