@@ -3,8 +3,10 @@
 # alone, so a second run takes a moment. Needs no root. What cannot be had leaves one sentence in .tools/missing/NAME,
 # and the tests that need it fail with that sentence.
 #
-#   .tools/bin      nats-server prometheus promtool grpcurl, python and node with their packages on the path, and the Go
-#                   clients go-client (tests/interop/go) and go-chat, go-notifications … (examples/go)
+#   .tools/bin      nats-server prometheus promtool grpcurl kustomize, python and node with their packages on the path, the
+#                   Go clients go-client (tests/interop/go) and go-chat, go-notifications … (examples/go), and
+#                   kubernetes-oldest and kubernetes-newest, which check manifests (tests/interop/kubernetes)
+#   .tools/crds     schemas of the custom resources that k8s/ uses
 #   .tools/gen      Python stubs of every proto
 #   .tools/log      what each step printed
 set -euo pipefail
@@ -20,6 +22,11 @@ fi
 
 nats_version=v2.12.4
 grpcurl_version=v1.9.3
+kustomize_version=v5.8.1
+gateway_api_version=v1.6.3
+envoy_gateway_version=v1.9.1
+keda_version=v2.20.2
+prometheus_operator_version=v0.85.0
 protoc_gen_go_version=v1.36.10
 protoc_gen_go_grpc_version=v1.5.1
 
@@ -105,6 +112,44 @@ fetch_grpcurl() {
   go_install "github.com/fullstorydev/grpcurl/cmd/grpcurl@$grpcurl_version"
 }
 
+fetch_kustomize() {
+  have go || missing "kustomize needs Go, and there is no \`go\` on the path."
+  go_install "sigs.k8s.io/kustomize/kustomize/v5@$kustomize_version"
+}
+
+# crd MODULE@VERSION FILE...: copies files of a Go module into .tools/crds.
+crd() {
+  local dir module=$1
+  shift
+  dir=$(cd "$tools/crds" && timeout 300 go mod download -json "$module" |
+    sed -n 's/^[[:space:]]*"Dir": "\(.*\)",*$/\1/p')
+  (cd "$dir" && install -m 644 "$@" "$tools/crds/")
+}
+
+# One program for the oldest Kubernetes that k8s/ is made for, and one for the newest that the Go modules have.
+fetch_kubernetes() {
+  have go || missing "Checking manifests needs Go 1.26 or later, and there is no \`go\` on the path."
+  local version work
+  for version in oldest newest; do
+    work=$tools/go/kubernetes-$version
+    rm -rf "$work"
+    mkdir -p "$work"
+    cp tests/interop/kubernetes/main.go "$work"
+    cp "tests/interop/kubernetes/$version.mod" "$work/go.mod"
+    cp "tests/interop/kubernetes/$version.sum" "$work/go.sum"
+    (cd "$work" && GOTOOLCHAIN=local CGO_ENABLED=0 timeout 900 go build -trimpath -mod=readonly \
+      -o "$tools/bin/kubernetes-$version" .)
+  done
+  rm -rf "$tools/crds"
+  mkdir -p "$tools/crds"
+  local gateway=config/crd/standard/gateway.networking.k8s.io envoy=charts/gateway-crds-helm/templates/generated
+  crd "sigs.k8s.io/gateway-api@$gateway_api_version" "${gateway}_gateways.yaml" "${gateway}_grpcroutes.yaml"
+  crd "github.com/envoyproxy/gateway@$envoy_gateway_version" "$envoy/gateway.envoyproxy.io_backendtrafficpolicies.yaml"
+  crd "github.com/kedacore/keda/v2@$keda_version" config/crd/bases/keda.sh_scaledobjects.yaml
+  crd "github.com/prometheus-operator/prometheus-operator@$prometheus_operator_version" \
+    example/prometheus-operator-crd/monitoring.coreos.com_{prometheusrules,servicemonitors}.yaml
+}
+
 fetch_prometheus() {
   have apt-get && have dpkg-deb || missing "prometheus and promtool come from Debian's package, and there is no apt-get here."
   unpack_package prometheus
@@ -178,6 +223,9 @@ printf 'Tools for the interop tests, into .tools/\n'
 fetch nats-server "$nats_version by $(have go && echo go || echo apt)" fetch_nats
 fetch prometheus debian fetch_prometheus
 fetch grpcurl "$grpcurl_version" fetch_grpcurl
+fetch kustomize "$kustomize_version" fetch_kustomize
+kubernetes_versions=$gateway_api_version-$envoy_gateway_version-$keda_version-$prometheus_operator_version
+fetch kubernetes "$kubernetes_versions-$(digest tests/interop/kubernetes/*)" fetch_kubernetes
 fetch python "$(digest tests/interop/python/requirements.txt)" fetch_python
 fetch stubs "$(find proto -name '*.proto' | sort | xargs cat | digest)-$(digest tests/interop/python/requirements.txt)" fetch_stubs
 fetch node "$(digest tests/interop/node/package-lock.json)" fetch_node

@@ -16,6 +16,7 @@ mod documents;
 mod examples;
 mod grpcurl;
 mod jetstream;
+mod kubernetes;
 #[path = "../it/log_conformance.rs"]
 mod log_conformance;
 #[allow(

@@ -6,7 +6,9 @@ use std::{
 };
 
 /// The program `name` of `.tools/bin`: `nats-server`, `prometheus`, `promtool`, `grpcurl`, `python` and `node` with the
-/// clients' packages on their path, and the Go clients `go-client`, `go-chat` and the other examples. The Python stubs of every proto can be
+/// clients' packages on their path, the Go clients `go-client`, `go-chat` and the other examples, `kustomize`, and
+/// `kubernetes-oldest` and `kubernetes-newest`, which check manifests with the schemas in `.tools/crds`. The Python stubs of
+/// every proto can be
 /// imported.
 ///
 /// # Panics
@@ -18,6 +20,7 @@ pub(crate) fn tool(name: &str) -> PathBuf {
     let steps: &[&str] = match name {
         "promtool" => &["prometheus"],
         "python" => &["python", "stubs"],
+        "kubernetes-oldest" | "kubernetes-newest" => &["kubernetes"],
         name if name.starts_with("go-") => &["go"],
         other => &[other],
     };

@@ -61,4 +61,3 @@ mod support;
 mod telemetry;
 mod trace;
 mod web;
-
