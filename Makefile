@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run lint test tools bench generate
+.PHONY: help run lint test tools bench generate compose
 MAKEFLAGS += --no-print-directory
 
 # A build server takes the locked versions or none.
@@ -33,6 +33,9 @@ test: lint ## everything: lint, the tests of the toolchain alone, then those wit
 
 tools: ## fetch the foreign tools that the interop tests use, once, into .tools/
 	@tests/tools.sh
+
+compose: tools ## build the image and try docker-compose.yml; needs a container engine
+	@tests/compose.sh
 
 generate: ## write the dashboards and what else is generated
 	@python3 scripts/generate.py

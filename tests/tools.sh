@@ -163,6 +163,7 @@ fetch_python() {
   "$tools/venv/bin/python" -m pip install --quiet --disable-pip-version-check --only-binary :all: \
     -r tests/interop/python/requirements.txt
   wrapper python 'PYTHONPATH=$tools/gen${PYTHONPATH:+:$PYTHONPATH} exec "$tools/venv/bin/python" "$@"'
+  wrapper hadolint 'exec "$tools/venv/bin/hadolint" "$@"'
 }
 
 fetch_stubs() {

@@ -11,6 +11,7 @@
 mod log_engines;
 
 mod clients;
+mod container;
 mod dashboards;
 mod documents;
 mod examples;

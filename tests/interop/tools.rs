@@ -5,11 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The program `name` of `.tools/bin`: `nats-server`, `prometheus`, `promtool`, `grpcurl`, `python` and `node` with the
-/// clients' packages on their path, the Go clients `go-client`, `go-chat` and the other examples, `kustomize`, and
+/// The program `name` of `.tools/bin`: `nats-server`, `prometheus`, `promtool`, `grpcurl`, `hadolint`, `python` and `node` with
+/// the clients' packages on their path, the Go clients `go-client`, `go-chat` and the other examples, `kustomize`, and
 /// `kubernetes-oldest` and `kubernetes-newest`, which check manifests with the schemas in `.tools/crds`. The Python stubs of
-/// every proto can be
-/// imported.
+/// every proto can be imported.
 ///
 /// # Panics
 /// With the reason in one sentence, when the tool could not be had.
@@ -20,6 +19,7 @@ pub(crate) fn tool(name: &str) -> PathBuf {
     let steps: &[&str] = match name {
         "promtool" => &["prometheus"],
         "python" => &["python", "stubs"],
+        "hadolint" => &["python"],
         "kubernetes-oldest" | "kubernetes-newest" => &["kubernetes"],
         name if name.starts_with("go-") => &["go"],
         other => &[other],
