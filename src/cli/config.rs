@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{Failure, exit};
-use crate::config::{Config, Sources, load, to_toml};
+use crate::config::{Config, Sources, load, to_markdown, to_toml};
 
 /// Where settings come from beside the environment; every command that reads settings has these.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -40,6 +40,7 @@ const AFTER_HELP: &str = "\
 Examples:
   weir config example > weir.toml       a file to start from: every key with its meaning, range and default
   weir config check --config weir.toml  everything that is wrong with it
+  weir config reference > settings.md   the same as a page to read
   weir config print                     what is in effect: defaults, file, environment and --set together";
 
 /// Shows and checks settings.
@@ -60,6 +61,8 @@ enum Action {
     Check,
     /// Print an example file: every key with its meaning, range and default.
     Example,
+    /// Print the same as a page of Markdown.
+    Reference,
 }
 
 /// Runs the command.
@@ -81,9 +84,10 @@ fn execute(
     out: &mut dyn Write,
     err: &mut dyn Write,
 ) -> io::Result<bool> {
-    if matches!(action, Action::Example) {
-        write!(out, "{}", to_toml(&Config::default(), true))?;
-        return Ok(true);
+    match action {
+        Action::Example => return said(out, &to_toml(&Config::default(), true)),
+        Action::Reference => return said(out, &to_markdown()),
+        Action::Print | Action::Check => {}
     }
     let loaded = match load(sources) {
         Ok(loaded) => loaded,
@@ -94,8 +98,16 @@ fn execute(
     };
     match action {
         Action::Check => writeln!(out, "The settings are valid ({}).", loaded.sources)?,
-        Action::Print | Action::Example => write!(out, "{}", to_toml(&loaded.config, false))?,
+        Action::Print | Action::Example | Action::Reference => {
+            write!(out, "{}", to_toml(&loaded.config, false))?;
+        }
     }
+    out.flush()?;
+    Ok(true)
+}
+
+fn said(out: &mut dyn Write, text: &str) -> io::Result<bool> {
+    out.write_all(text.as_bytes())?;
     out.flush()?;
     Ok(true)
 }

@@ -22,7 +22,7 @@ mod tests;
 pub use load::{Loaded, load};
 pub use problem::{Problem, Problems};
 pub(crate) use render::redact;
-pub use render::to_toml;
+pub use render::{to_markdown, to_toml};
 pub use section::{Entry, entries};
 pub use settings::{
     Canary, Collect, Config, Cors, Documents, Drain, EngineKind, Feeds, Files, Hub, Jetstream,

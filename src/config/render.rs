@@ -46,6 +46,43 @@ pub fn to_toml(config: &Config, commented: bool) -> String {
     text
 }
 
+const REFERENCE_HEAD: &str = "\
+# Settings
+
+Every setting, from the code: `weir config reference` prints this page. Later wins: defaults, the file (`weir.toml` in the
+working directory, or `--config FILE`), environment variables, `--set section.key=value`. The variable of a key is its name in
+capitals behind `WEIR__`, with two underscores for each dot: `log.retention.room.age` is `WEIR__LOG__RETENTION__ROOM__AGE`. In a
+variable, a list is separated by commas. `weir config check` reports every mistake, `weir config print` shows what is in effect.
+";
+
+/// Every setting as a page of Markdown: a table for each section with default, what is allowed, and meaning.
+#[must_use]
+pub fn to_markdown() -> String {
+    let values = values(&Config::default());
+    let mut text = REFERENCE_HEAD.to_owned();
+    let mut open = String::new();
+    let mut about = String::new();
+    for entry in entries() {
+        let (Some(allowed), Some(value)) = (&entry.allowed, values.get(&entry.key)) else {
+            about = entry.about;
+            continue;
+        };
+        let (section, name) = entry.key.rsplit_once('.').unwrap_or(("", &entry.key));
+        if section != open {
+            section.clone_into(&mut open);
+            let _ = write!(
+                text,
+                "\n## `[{section}]`\n\n{about}\n\n| key | default | allowed | meaning |\n|---|---|---|---|\n"
+            );
+        }
+        let cell = |text: &str| text.replace('|', "\\|").replace('\n', " ");
+        let value = cell(&shown(value));
+        let (allowed, about) = (cell(allowed), cell(&entry.about));
+        let _ = writeln!(text, "| `{name}` | `{value}` | {allowed} | {about} |");
+    }
+    text
+}
+
 /// What the comment says beside the key's meaning.
 fn reference(entry: &Entry, allowed: &str) -> String {
     let mut letters = allowed.chars();

@@ -2,12 +2,31 @@
 
 use std::{fs, path::Path};
 
-use weir::config::{Config, Sources, entries, load, to_toml};
+use weir::config::{Config, Sources, entries, load, to_markdown, to_toml};
 
 const EXAMPLE: &str = "weir.example.toml";
 
 fn path() -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(EXAMPLE)
+}
+
+const REFERENCE: &str = "docs/configuration.md";
+
+#[test]
+fn the_reference_is_up_to_date() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(REFERENCE);
+    assert!(
+        fs::read_to_string(path).unwrap() == to_markdown(),
+        "{REFERENCE} differs from the settings; rewrite it: cargo run -- config reference > {REFERENCE}"
+    );
+    for entry in entries() {
+        let name = entry.key.rsplit('.').next().unwrap_or_default();
+        let is_there = match entry.allowed {
+            Some(_) => to_markdown().contains(&format!("| `{name}` |")),
+            None => true,
+        };
+        assert!(is_there, "{}", entry.key);
+    }
 }
 
 #[test]
