@@ -45,6 +45,27 @@ const STREAM_ENDS: &[&str] = &[
 const REFUSALS: &[&str] = &["limit", "preface", "protocol"];
 /// Who carries signals.
 const CARRIERS: &[&str] = &["channel"];
+/// Why a sample of clients' telemetry is refused.
+const REJECTIONS: &[&str] = &[
+    "name",
+    "labels",
+    "value",
+    "kind",
+    "timestamp",
+    "key",
+    "limit",
+];
+/// The topics of what the service tells of itself.
+const FEEDS: &[&str] = &["metrics", "events", "logs"];
+/// How the stream of an upload ends.
+const UPLOADS: &[&str] = &[
+    "stored",
+    "broken",
+    "superseded",
+    "refused",
+    "failed",
+    "expired",
+];
 /// Where a subscription reads.
 const SOURCES: &[&str] = &["tail", "log"];
 
@@ -332,6 +353,9 @@ impl Metrics {
             (&self.streams_ended, STREAM_ENDS),
             (&self.connections_refused, REFUSALS),
             (&self.signals_dropped, CARRIERS),
+            (&self.collect_rejected, REJECTIONS),
+            (&self.feed_dropped, FEEDS),
+            (&self.uploads_ended, UPLOADS),
         ];
         for (counter, values) in counters {
             for value in values {
