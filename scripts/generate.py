@@ -378,6 +378,12 @@ def streams():
         graph("Tails", "Topics with a tail in memory.", "none", (total(series("weir_tails"), "instance"), "{{instance}}")),
         graph("Bytes in tails", "Records held in tails for live readers; bounded by hub.total.", "bytes",
               (total(series("weir_tail_bytes"), "instance"), "{{instance}}")),
+        graph("Members", "Members of all rooms, each user once in each room, as each instance knows them.", "none",
+              (total(series("weir_members"), "instance"), "{{instance}}")),
+        graph("Dropped points", "Points of the own topics metrics, events and logs that were dropped, a second.", "cps",
+              (total(rate("weir_feed_dropped_total"), "feed"), "{{feed}}")),
+        graph("Refused samples", "Samples of clients' telemetry that were refused, a second, by reason.", "cps",
+              (total(rate("weir_collect_rejected_total"), "reason"), "{{reason}}")),
         graph("Dropped signals", "Signals (typing and the like, never stored) that a slow listener lost, a second.", "cps",
               (total(rate("weir_signals_dropped_total"), "signal"), "{{signal}}")),
     ]
@@ -414,6 +420,37 @@ def log():
         graph("Repeated appends", "Appends answered with an earlier record because of their idempotency key, a second.",
               "cps",
               (total(rate("weir_deduplicated_total")), "repeated")),
+    ]
+
+
+def file_transfers():
+    moves = 'grpc_method=~"UploadFile|DownloadFile"'
+
+    def moved(direction):
+        return total(rate("weir_file_bytes_total", f'direction="{direction}"'))
+
+    return [
+        stat("Stored", "Bytes of all stored files; the largest that an instance counts.", "bytes",
+             f"max({series('weir_files_bytes')})", width=6),
+        stat("Uploads under way", "Uploads that are written now or wait to go on.", "none",
+             total(series("weir_uploads_under_way")), width=6),
+        stat("Coming in", "Content received a second.", "Bps", moved("up"), width=6),
+        stat("Going out", "Content sent a second.", "Bps", moved("down"), width=6),
+        row("Transfers"),
+        graph("Content", "Bytes of files received (up) and sent (down) a second.", "Bps",
+              (total(rate("weir_file_bytes_total"), "direction"), "{{direction}}")),
+        graph("Streams of files", "Uploads and downloads open now by gRPC; downloads by HTTP are not among them.", "none",
+              (total(series("weir_streams_active", moves), *METHOD), LEGEND)),
+        graph("Ended uploads", "Streams of uploads ended a second: stored, broken (may go on), superseded (went on), "
+              "refused, failed; expired are broken ones that were swept.", "cps",
+              (total(rate("weir_uploads_ended_total"), "outcome"), "{{outcome}}")),
+        row("Storage and calls"),
+        graph("Stored by instance", "Bytes of all files, as each instance counts them; files.max_total bounds it.", "bytes",
+              (total(series("weir_files_bytes"), "instance"), "{{instance}}")),
+        graph("Waiting and written uploads", "Bounded by files.max_uploads; broken ones wait for files.upload_ttl.", "none",
+              (total(series("weir_uploads_under_way"), "instance"), "{{instance}}")),
+        graph("Calls", "Calls that look for files, list and delete them, a second.", "reqps",
+              (total(rate("grpc_server_started_total", 'grpc_service="weir.v1.Files"'), "grpc_method"), "{{grpc_method}}")),
     ]
 
 
@@ -531,6 +568,7 @@ DASHBOARDS = {
     "overview": dashboard("weir-overview", "Weir / Overview", "Rate, errors and duration of every method.", overview()),
     "streams": dashboard("weir-streams", "Weir / Streams", "Open streams, deliveries and readers.", streams()),
     "log": dashboard("weir-log", "Weir / Log & storage", "What is appended, how fast it is durable, what is kept.", log()),
+    "files": dashboard("weir-files", "Weir / Files", "What is uploaded, downloaded and stored.", file_transfers()),
     "rollout": dashboard("weir-rollout", "Weir / Rollout & drain", "Where streams go while instances change.", rollout()),
     "runtime": dashboard("weir-runtime", "Weir / Runtime", "Processor, memory, files and the async runtime.", runtime()),
     "slo": dashboard("weir-slo", "Weir / SLO", "99.9 % over 30 days: unary calls by code, streams by reason.", slo()),

@@ -7,7 +7,14 @@ use std::{
 };
 
 use serde_json::Value;
-use weir::proto::chat::{MetricsRequest, chat_service_client::ChatServiceClient};
+use tonic::transport::Channel;
+use weir::proto::{
+    chat::{MetricsRequest, chat_service_client::ChatServiceClient},
+    streaming::v1::{
+        DownloadFileRequest, FileChunk, FileMetadata, file_chunk::Data,
+        streaming_service_client::StreamingServiceClient,
+    },
+};
 
 use crate::{
     prometheus::Prometheus,
@@ -249,10 +256,33 @@ fn dashboards_keep_their_form() {
 /// Records of a room that is read again and again.
 const BULK: usize = 200;
 
+/// One file up and down.
+async fn move_file(files: &mut StreamingServiceClient<Channel>) {
+    let described = Data::Metadata(FileMetadata {
+        filename: "a.bin".into(),
+        total_size: 4,
+        ..FileMetadata::default()
+    });
+    let content = Data::Chunk("file".into());
+    let parts = [(described, 0), (content, 4)].map(|(data, size)| FileChunk {
+        data: Some(data),
+        size,
+        ..FileChunk::default()
+    });
+    let stored = files.upload_file(tokio_stream::iter(parts)).await.unwrap();
+    let wanted = DownloadFileRequest {
+        file_id: stored.into_inner().file_id,
+        ..DownloadFileRequest::default()
+    };
+    let mut content = files.download_file(wanted).await.unwrap().into_inner();
+    end(&mut content).await.unwrap();
+}
+
 /// Something of everything that panels show, again and again.
 async fn load(server: &TestServer) {
     let channel = server.channel().await;
     let mut chat = ChatServiceClient::new(channel.clone());
+    let mut files = StreamingServiceClient::new(channel.clone());
     let mut reader = chat
         .subscribe_messages(follow("load", None))
         .await
@@ -283,6 +313,7 @@ async fn load(server: &TestServer) {
             next(&mut past).await;
         }
         drop(past);
+        move_file(&mut files).await;
         let mut said = chat
             .chat(tokio_stream::iter([message("chat", "ann", "hi")]))
             .await
