@@ -50,9 +50,10 @@ const REFERENCE_HEAD: &str = "\
 # Settings
 
 Every setting, from the code: `weir config reference` prints this page. Later wins: defaults, the file (`weir.toml` in the
-working directory, or `--config FILE`), environment variables, `--set section.key=value`. The variable of a key is its name in
-capitals behind `WEIR__`, with two underscores for each dot: `log.retention.room.age` is `WEIR__LOG__RETENTION__ROOM__AGE`. In a
-variable, a list is separated by commas. `weir config check` reports every mistake, `weir config print` shows what is in effect.
+working directory, or `--config FILE`), environment variables, `--set section.key=value`. The variable of a key is its name
+in capitals behind `WEIR__`, with two underscores for each dot: `log.retention.room.age` is
+`WEIR__LOG__RETENTION__ROOM__AGE`. In a variable, a list is separated by commas. `weir config check` reports every mistake,
+`weir config print` shows what is in effect.
 ";
 
 /// Every setting as a page of Markdown: a table for each section with default, what is allowed, and meaning.
