@@ -51,12 +51,9 @@ fn point(record: &Record) -> DataPoint {
 
 /// Everything in a topic, read from the directory of a server that is gone.
 pub(crate) async fn stored_points(dir: &Path, space: Space, name: &str) -> Vec<DataPoint> {
-    let config = config::Log {
-        dir: dir.join("data"),
-        ..config::Log::default()
-    };
-    let opened = tokio::task::spawn_blocking(move || log::open(&config, Metrics::new()));
-    let engine = opened.await.unwrap().unwrap();
+    let mut config = config::Config::default();
+    config.log.dir = dir.join("data");
+    let engine = log::open(&config, Metrics::new()).await.unwrap();
     let topic = Topic::new(space, name).unwrap();
     let (mut from, mut points) = (Sequence::FIRST, Vec::new());
     let limit = Limit {

@@ -643,11 +643,9 @@ async fn a_long_edited_small_text_stays_small_on_disk() {
     let expected = typing.await.unwrap();
     assert_eq!(expected.len(), 100);
     server.kill().await;
-    let config = config::Log {
-        dir: server.dir().join("data"),
-        ..config::Log::default()
-    };
-    let engine = log::open(&config, Metrics::new()).unwrap();
+    let mut config = config::Config::default();
+    config.log.dir = server.dir().join("data");
+    let engine = log::open(&config, Metrics::new()).await.unwrap();
     let topic = Topic::new(Space::Document, "a").unwrap();
     let first = engine.bounds(&topic).await.unwrap().first;
     let everything = Limit {

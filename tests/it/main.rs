@@ -9,6 +9,8 @@
 )]
 
 #[macro_use]
+mod log_engines;
+
 mod admin;
 mod batch;
 mod calls;
@@ -45,7 +47,6 @@ mod live_data;
 mod lobby;
 mod log_conformance;
 mod log_embedded;
-mod log_engines;
 mod log_model;
 mod log_support;
 mod merged;
