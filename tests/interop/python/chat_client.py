@@ -225,7 +225,7 @@ def details(address):
         _, packed = refused(lambda: chat.UploadMessages(iter(bad), timeout=SOON), invalid)
         equal(detail(packed, error_details_pb2.BadRequest).field_violations[0].field, "messages[1].user")
 
-        request = chat_pb2.SubscribeRequest(room="empty", user="ann", after_sequence=10)
+        request = chat_pb2.SubscribeRequest(room="empty", user="ann", after_sequence=1 << 60)
         refused(lambda: chat.SubscribeMessages(request, timeout=SOON), grpc.StatusCode.OUT_OF_RANGE)
         request = chat_pb2.MetricsRequest(interval_seconds=-1)
         refused(lambda: chat.StreamMetrics(request, timeout=SOON), invalid)
