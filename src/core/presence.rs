@@ -9,7 +9,7 @@
 //! known by their streams alone.
 //!
 //! Bounds: `presence.max_members` members, whoever comes beyond it is not listed; the presence topic is written anew and
-//! trimmed every [`SNAPSHOT_CHANGES`] changes or twice its members, whichever is more, and every [`SNAPSHOT_AGE`].
+//! trimmed every `SNAPSHOT_CHANGES` changes or twice its members, whichever is more, and every `SNAPSHOT_AGE`.
 
 #[cfg(test)]
 mod tests;

@@ -1,8 +1,8 @@
 //! Files: one space behind every door, over the blob seam.
 //!
 //! A file is a blob and a small description beside it; it exists when its description does. An upload is staged by a task of
-//! its own ([`upload`]), so that what a broken stream leaves is settled whatever became of its call. What is under way is
-//! claimed in the [`shelf`], which counts and limits; the store is the only truth about files and survives the process.
+//! its own (`upload`), so that what a broken stream leaves is settled whatever became of its call. What is under way is
+//! claimed in the `shelf`, which counts and limits; the store is the only truth about files and survives the process.
 //!
 //! ```text
 //! meta/{id, newest first}.json   a file's description
