@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use crate::{
     files::{Clients, content, sha256, store},
-    support::{TestServer, soon},
+    support::{TestServer, eventually, soon},
 };
 
 /// One request on a connection of its own.
@@ -253,6 +253,11 @@ async fn a_drain_ends_downloads_and_the_process() {
             .unwrap()
             .unwrap();
         server.terminate();
+        // Nothing is read before: a client that is fast enough would get the whole file.
+        eventually("the drain", async || {
+            (server.metric("weir_draining").await > 0.0).then_some(())
+        })
+        .await;
         let rest = soon("the body's end", async move {
             while let Some(frame) = body.frame().await {
                 frame?;

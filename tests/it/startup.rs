@@ -137,7 +137,7 @@ async fn every_wrong_setting_is_reported_at_once() {
     assert_eq!(title, "weir: the settings are wrong:");
     assert_eq!(problems.len(), 4, "{problems:#?}");
     let parts = [
-        ["weir.toml", "log.engine", "embedded, memory"],
+        ["weir.toml", "log.engine", "embedded, jetstream, memory"],
         ["WEIR__LOG__QUEUE", "many", "a size"],
         [
             "WEIR__SERVER__MAX_CONNECTIONS",
