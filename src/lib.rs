@@ -11,6 +11,7 @@ pub mod client;
 pub mod config;
 pub mod core;
 pub mod log;
+pub mod nats;
 pub mod net;
 pub mod services;
 pub mod telemetry;

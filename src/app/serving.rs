@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     call::{CallLayer, Streams},
-    config::{Config, Drain},
+    config::{Config, Drain, EngineKind},
     core::{
         Feedback, Files, Hub, Presence, Signals, Topics,
         canary::Canary,
@@ -35,6 +35,7 @@ use crate::{
         rooms::Rooms,
     },
     log::{self, Engine, Health},
+    nats::Nats,
     net::{Acceptor, Closing, Settings},
     services::{self, Core},
     telemetry::{self, Lines, Metrics, Traces},
@@ -167,7 +168,11 @@ impl Serving {
 
     /// Recovers the log, opens the gate and starts the tasks that have to run.
     pub(super) async fn open(&self) -> Result<CoreTasks, Error> {
-        let engine = log::open(&self.config, self.metrics.clone()).await?;
+        let nats = match self.config.log.engine {
+            EngineKind::Jetstream => Some(Nats::connect(&self.config).await?),
+            EngineKind::Embedded | EngineKind::Memory => None,
+        };
+        let engine = log::open(&self.config, nats.as_ref(), self.metrics.clone()).await?;
         let engine = self.engine.get_or_init(|| async { engine }).await;
         let hub = Hub::new(
             Arc::clone(engine),
@@ -176,45 +181,11 @@ impl Serving {
             self.traces.clone(),
         );
         let topics = Topics::new(Arc::clone(engine), hub.clone(), self.traces.clone());
-        let own = Arc::new(OwnFeeds::new(
-            Arc::clone(engine),
-            self.config.feeds.clone(),
-            self.instance.clone(),
-            self.metrics.clone(),
-            self.lines.clone(),
-        ));
-        let own = self.feeds.get_or_init(|| async { own }).await;
-        own.sender().event(
-            Happening::Started,
-            &[("version", env!("CARGO_PKG_VERSION"))],
-        );
-        let presence = &self.config.presence;
-        let (events, metrics) = (own.sender(), self.metrics.clone());
-        let presence = Presence::new(topics.clone(), events, presence, metrics)
-            .map_err(|error| Error::Task(error.to_string()))?;
-        presence.recover().await?;
+        let own = self.own_feeds(engine).await;
+        let presence = self.open_presence(&topics, own).await?;
         let (files, are_found) = self.open_files().await?;
-        let feedback = Feedback::new(topics.clone());
-        let core = Core {
-            feeds: Feeds::new(topics.clone(), own.sender()),
-            files: files.clone(),
-            feedback: feedback.map_err(|error| Error::Task(error.to_string()))?,
-            rooms: Rooms::new(topics.clone()),
-            documents: Documents::new(
-                topics.clone(),
-                &self.config.documents,
-                services::message_limit(&self.config.limits),
-            ),
-            topics,
-            signals: Signals::new(self.metrics.clone()),
-            presence: presence.clone(),
-            instance: self.instance.clone(),
-            limits: self.config.limits.clone(),
-            processing: self.config.processing.clone(),
-            collect: Collect::new(&self.config.collect, &self.metrics)?,
-            metrics: self.metrics.clone(),
-        };
-        self.gate.open(&core);
+        self.gate
+            .open(&self.core(topics, own, presence.clone(), files.clone())?);
         let mut tasks = self.core_tasks(engine, hub, own);
         tasks.0.spawn(presence.run());
         tasks.0.spawn(files.keep(are_found));
@@ -222,6 +193,60 @@ impl Serving {
         let recovered = self.started.elapsed().as_secs_f64();
         self.metrics.recovery_secs.set(recovered);
         Ok(tasks)
+    }
+
+    /// What the service tells of itself, beginning with its start.
+    async fn own_feeds(&self, engine: &Arc<dyn Engine>) -> &Arc<OwnFeeds> {
+        let own = OwnFeeds::new(
+            Arc::clone(engine),
+            self.config.feeds.clone(),
+            self.instance.clone(),
+            self.metrics.clone(),
+            self.lines.clone(),
+        );
+        let own = self.feeds.get_or_init(|| async { Arc::new(own) }).await;
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        own.sender().event(Happening::Started, &version);
+        own
+    }
+
+    async fn open_presence(&self, topics: &Topics, own: &OwnFeeds) -> Result<Presence, Error> {
+        let (events, metrics) = (own.sender(), self.metrics.clone());
+        let presence = Presence::new(topics.clone(), events, &self.config.presence, metrics)
+            .map_err(|error| Error::Task(error.to_string()))?;
+        presence.recover().await?;
+        Ok(presence)
+    }
+
+    /// What the services stand on.
+    fn core(
+        &self,
+        topics: Topics,
+        own: &OwnFeeds,
+        presence: Presence,
+        files: Files,
+    ) -> Result<Core, Error> {
+        let config = &self.config;
+        let feedback = Feedback::new(topics.clone());
+        Ok(Core {
+            feeds: Feeds::new(topics.clone(), own.sender()),
+            feedback: feedback.map_err(|error| Error::Task(error.to_string()))?,
+            rooms: Rooms::new(topics.clone()),
+            documents: Documents::new(
+                topics.clone(),
+                &config.documents,
+                services::message_limit(&config.limits),
+            ),
+            signals: Signals::new(self.metrics.clone()),
+            collect: Collect::new(&config.collect, &self.metrics)?,
+            topics,
+            presence,
+            files,
+            instance: self.instance.clone(),
+            limits: config.limits.clone(),
+            processing: config.processing.clone(),
+            metrics: self.metrics.clone(),
+        })
     }
 
     /// The files, and whether what is stored was counted: a store that cannot be reached keeps nobody from chatting.

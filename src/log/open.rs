@@ -5,15 +5,20 @@ use std::{io, path::PathBuf, sync::Arc};
 use super::{Engine, embedded::Embedded, jetstream::Jetstream, memory};
 use crate::{
     config::{Config, EngineKind},
+    nats::Nats,
     telemetry::Metrics,
 };
 
 /// Opens the engine that `config.log` names. The embedded engine replays its journal on the blocking pool; that of JetStream
-/// waits for NATS up to `jetstream.startup_timeout`. Dropping the future leaves nothing open.
+/// uses `nats`, or a connection of its own, and waits for it up to `jetstream.startup_timeout`. Dropping the future leaves nothing open.
 ///
 /// # Errors
 /// See [`OpenError`]; nothing that is stored was changed for the worse.
-pub async fn open(config: &Config, metrics: Metrics) -> Result<Arc<dyn Engine>, OpenError> {
+pub async fn open(
+    config: &Config,
+    nats: Option<&Nats>,
+    metrics: Metrics,
+) -> Result<Arc<dyn Engine>, OpenError> {
     let log = &config.log;
     Ok(match log.engine {
         EngineKind::Memory => Arc::new(memory::Memory::new(memory::Options::new(log, metrics))),
@@ -26,7 +31,13 @@ pub async fn open(config: &Config, metrics: Metrics) -> Result<Arc<dyn Engine>, 
             };
             Arc::new(opened.map_err(failed)??)
         }
-        EngineKind::Jetstream => Arc::new(Jetstream::open(config, metrics).await?),
+        EngineKind::Jetstream => {
+            let nats = match nats {
+                Some(nats) => nats.clone(),
+                None => Nats::connect(config).await?,
+            };
+            Arc::new(Jetstream::open(&nats, config, metrics).await?)
+        }
     })
 }
 

@@ -15,7 +15,10 @@ use tokio::{
 };
 use weir::{
     config::{Config, EngineKind},
-    log::{Engine, Error, Follow, Health, Outcome, Sequence, Space, Topic, jetstream::Jetstream},
+    log::{
+        Engine, Error, Follow, Health, OpenError, Outcome, Sequence, Space, Topic,
+        jetstream::Jetstream,
+    },
     telemetry::Metrics,
 };
 
@@ -36,12 +39,17 @@ fn config(url: String) -> Config {
 }
 
 async fn open(config: &Config) -> Jetstream {
-    Jetstream::open(config, Metrics::new()).await.unwrap()
+    try_open(config).await.unwrap()
+}
+
+async fn try_open(config: &Config) -> Result<Jetstream, OpenError> {
+    let nats = weir::nats::Nats::connect(config).await?;
+    Jetstream::open(&nats, config, Metrics::new()).await
 }
 
 /// What the start says when it fails.
 async fn refusal(config: &Config) -> String {
-    match Jetstream::open(config, Metrics::new()).await {
+    match try_open(config).await {
         Ok(_) => panic!("it starts"),
         Err(error) => error.to_string(),
     }

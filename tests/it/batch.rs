@@ -53,7 +53,7 @@ fn point(record: &Record) -> DataPoint {
 pub(crate) async fn stored_points(dir: &Path, space: Space, name: &str) -> Vec<DataPoint> {
     let mut config = config::Config::default();
     config.log.dir = dir.join("data");
-    let engine = log::open(&config, Metrics::new()).await.unwrap();
+    let engine = log::open(&config, None, Metrics::new()).await.unwrap();
     let topic = Topic::new(space, name).unwrap();
     let (mut from, mut points) = (Sequence::FIRST, Vec::new());
     let limit = Limit {

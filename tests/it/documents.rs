@@ -645,7 +645,7 @@ async fn a_long_edited_small_text_stays_small_on_disk() {
     server.kill().await;
     let mut config = config::Config::default();
     config.log.dir = server.dir().join("data");
-    let engine = log::open(&config, Metrics::new()).await.unwrap();
+    let engine = log::open(&config, None, Metrics::new()).await.unwrap();
     let topic = Topic::new(Space::Document, "a").unwrap();
     let first = engine.bounds(&topic).await.unwrap().first;
     let everything = Limit {

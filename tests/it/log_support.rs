@@ -58,7 +58,7 @@ impl Rig {
         };
         let backend = log_engines::prepare(&mut config);
         let metrics = Metrics::new();
-        let opened = log::open(&config, metrics.clone());
+        let opened = log::open(&config, None, metrics.clone());
         let opened = tokio::task::block_in_place(|| Handle::current().block_on(opened));
         Self {
             engine: opened.unwrap(),

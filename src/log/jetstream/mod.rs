@@ -41,7 +41,6 @@ use tokio_util::task::TaskTracker;
 
 use self::{
     committer::{Append, Committer},
-    connect::Connected,
     feed::Feed,
     shared::Shared,
     upkeep::Upkeep,
@@ -51,7 +50,7 @@ use super::{
     Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, OpenError, Page,
     Sequence, Space, Timestamp, Topic, meters::Meters,
 };
-use crate::{config::Config, telemetry::Metrics};
+use crate::{config::Config, nats::Nats, telemetry::Metrics};
 
 /// The engine on NATS JetStream. Dropping it without [`Engine::close`] ends its tasks; what is queued may be lost, and no ack
 /// of it resolves.
@@ -65,25 +64,17 @@ pub struct Jetstream {
 }
 
 impl Jetstream {
-    /// Connects to NATS, creates or checks the stream and starts following it. Waits for NATS up to
-    /// `jetstream.startup_timeout`.
+    /// Creates or checks the stream and starts following it. Waits for JetStream up to `jetstream.startup_timeout`.
     ///
     /// # Errors
     /// See [`OpenError`]; nothing was changed but the stream created where there was none.
-    pub async fn open(config: &Config, metrics: Metrics) -> Result<Self, OpenError> {
-        let Connected {
-            api,
-            info,
-            connected,
-        } = connect::connect(config).await?;
-        let failed = |cause: String| OpenError::Nats {
-            url: config.jetstream.url.clone(),
-            cause,
-        };
+    pub async fn open(nats: &Nats, config: &Config, metrics: Metrics) -> Result<Self, OpenError> {
+        let (api, info) = connect::connect(nats, config).await?;
+        let connected = nats.connected.clone();
         let live = api.client.subscribe(api.subjects.live()).await;
-        let live = live.map_err(|error| failed(error.to_string()))?;
+        let live = live.map_err(|error| nats.error(error.to_string()))?;
         let flushed = api.client.flush().await;
-        flushed.map_err(|error| failed(error.to_string()))?;
+        flushed.map_err(|error| nats.error(error.to_string()))?;
         let recent = usize::try_from(config.jetstream.recent.as_u64()).unwrap_or(usize::MAX);
         let queue_bytes = super::queue_bytes(&config.log);
         let view = View::new(info.last.next(), recent);
