@@ -64,6 +64,16 @@ Examples:
 
 Measure a fresh server: one that has freed memory before seems to need none.";
 
+const CLUSTER_EXAMPLES: &str = "\
+Examples:
+  weir bench cluster --nats nats://127.0.0.1:4222
+  weir bench cluster --addr http://127.0.0.1:50051 --addr http://127.0.0.1:50061 --nats-replicas 3
+
+Work is spread over all addresses; deliveries go from the first to the last, which also reads the history. Weir and the \
+bare server, with a stream of its own that is deleted afterwards, take turns.
+
+`benches/cluster.sh` starts servers and replicas and ends them afterwards.";
+
 const COMPARE_EXAMPLES: &str = "\
 Examples:
   cargo bench --bench naive -- --addr 127.0.0.1:50061      # prints its pid
@@ -93,6 +103,8 @@ pub(super) enum Command {
     Ingest(IngestArgs),
     /// Megabytes a second of one file's stream, up and down, beside a server that stores nothing.
     Files(FilesArgs),
+    /// Replicas on NATS JetStream beside the bare server: appends, deliveries between replicas, catching up.
+    Cluster(ClusterArgs),
     /// Memory that an idle subscription costs the server.
     Idle(IdleArgs),
     /// Weir beside a baseline server, and NATS if it runs, with goals for the ratios.
@@ -249,6 +261,78 @@ impl FilesArgs {
     }
 }
 
+/// `weir bench cluster`.
+#[derive(Debug, Args, Serialize)]
+#[command(after_help = CLUSTER_EXAMPLES)]
+pub(super) struct ClusterArgs {
+    /// Where a replica listens; once for each.
+    #[arg(long, default_value = "http://127.0.0.1:50051", value_name = "URL")]
+    pub(super) addr: Vec<Target>,
+    /// Where NATS is.
+    #[arg(long, default_value = "nats://127.0.0.1:4222", value_name = "URL")]
+    pub(super) nats: String,
+    /// Copies of the bare server's stream: as many as `jetstream.replicas` says.
+    #[arg(long, default_value_t = 1, value_parser = up_to(1, 5))]
+    pub(super) nats_replicas: usize,
+    /// Publishers that each wait for the acknowledgement, over all replicas.
+    #[arg(long, default_value_t = 64, value_parser = up_to(1, 10_000))]
+    pub(super) publishers: usize,
+    /// Messages that are written by one stream and then read from the beginning.
+    #[arg(long, default_value_t = 100_000, value_parser = value_parser!(u64).range(1..=100_000_000))]
+    pub(super) count: u64,
+    /// Messages a second while deliveries are measured.
+    #[arg(long, default_value_t = 100, value_parser = value_parser!(u32).range(1..=100_000))]
+    pub(super) rate: u32,
+    /// Bytes of content a message.
+    #[arg(long, default_value_t = 64, value_parser = up_to(STAMP_BYTES as u64, SIZE_MAX_BYTES))]
+    pub(super) size: usize,
+    /// How often everything is measured; the two take turns.
+    #[arg(long, default_value_t = 3, value_parser = value_parser!(u32).range(1..=100))]
+    pub(super) rounds: u32,
+    /// How long publishers publish, and deliveries are measured, in each round.
+    #[arg(long, default_value = "5s", value_parser = duration)]
+    #[serde(with = "humantime_serde")]
+    pub(super) duration: Duration,
+    /// How long to deliver before measuring.
+    #[arg(long, default_value = "1s", value_parser = duration)]
+    #[serde(with = "humantime_serde")]
+    pub(super) warmup: Duration,
+}
+
+impl ClusterArgs {
+    /// The replica that is written to where there is one writer.
+    pub(super) fn first(&self) -> &Target {
+        &self.addr[0]
+    }
+
+    /// The replica that is read from.
+    pub(super) fn last(&self) -> &Target {
+        &self.addr[self.addr.len() - 1]
+    }
+
+    /// Between two messages while deliveries are measured.
+    pub(super) fn interval(&self) -> Duration {
+        Duration::from_secs(1) / self.rate
+    }
+
+    /// This replica's share of the publishers.
+    pub(super) fn ingest(&self, addr: &Target) -> IngestArgs {
+        IngestArgs {
+            server: ServerArgs {
+                addr: addr.clone(),
+                pid: None,
+            },
+            mode: IngestMode::Unary,
+            publishers: Some(self.publishers.div_ceil(self.addr.len())),
+            connections: 4,
+            rooms: 1,
+            size: self.size,
+            duration: self.duration,
+            count: self.count,
+        }
+    }
+}
+
 /// `weir bench idle`.
 #[derive(Debug, Args, Serialize)]
 #[command(after_help = IDLE_EXAMPLES)]
@@ -373,6 +457,7 @@ mod tests {
             "latency",
             "ingest --json",
             "idle --pid 1",
+            "cluster",
             compare,
         ] {
             assert!(parse(line).is_ok(), "{line}: {:?}", parse(line));

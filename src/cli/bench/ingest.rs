@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use super::{
     args::{IngestArgs, IngestMode},
     grpc::{self, Target},
-    latency::{Percentiles, histogram},
+    latency::{Percentiles, histogram, record},
     message::{self, Template},
     process::Process,
     publisher::Upload,
@@ -81,7 +81,7 @@ fn table(mode: IngestMode, figures: &Figures) -> String {
 }
 
 /// Publishers that each wait for the answer before they send again.
-async fn unary(
+pub(super) async fn unary(
     args: &IngestArgs,
     rooms: &[String],
     latencies: &Arc<Mutex<Histogram<u64>>>,
@@ -176,12 +176,8 @@ async fn upload_all(
     Ok(messages)
 }
 
-fn record(latencies: &Mutex<Histogram<u64>>, latency: Duration) {
-    let mut latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
-    latencies.saturating_record(latency.as_nanos() as u64);
-}
-
-async fn total(mut tasks: JoinSet<Result<u64>>) -> Result<u64> {
+/// The sum of what all publishers published.
+pub(super) async fn total(mut tasks: JoinSet<Result<u64>>) -> Result<u64> {
     let mut total = 0;
     while let Some(done) = tasks.join_next().await {
         total += done.map_err(|_| anyhow!("a publisher's task panicked"))??;

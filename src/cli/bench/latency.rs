@@ -13,7 +13,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::{
-    args::LatencyArgs,
+    args::{ClusterArgs, LatencyArgs},
     fleet::{Fleet, FleetPlan},
     message::{self, Template},
     process::Process,
@@ -36,11 +36,12 @@ pub(super) struct Timeline {
     /// Stamps below this one belong to the warm-up.
     record_from: u64,
     latencies: Mutex<Histogram<u64>>,
-    arrived: AtomicU64,
+    pub(super) arrived: AtomicU64,
 }
 
 impl Timeline {
-    fn new(interval: Duration, warmup: Duration) -> Result<Self> {
+    /// Nothing was sent yet; messages within the warm-up are not recorded.
+    pub(super) fn new(interval: Duration, warmup: Duration) -> Result<Self> {
         Ok(Self {
             start: OnceLock::new(),
             interval,
@@ -59,6 +60,41 @@ impl Timeline {
     /// How many messages should have been sent by now.
     fn due(&self) -> u64 {
         messages_within(self.intended(0).elapsed(), self.interval) + 1
+    }
+
+    /// Behind the last message of a measurement of this length.
+    pub(super) fn last(&self, duration: Duration) -> u64 {
+        self.record_from + messages_within(duration, self.interval)
+    }
+
+    /// How many of the messages before `end` are recorded.
+    pub(super) fn counted(&self, end: u64) -> u64 {
+        end.saturating_sub(self.record_from)
+    }
+
+    /// Waits until a message was meant to be sent.
+    pub(super) async fn wait_for_turn(&self, stamp: u64) {
+        wait_until(self.intended(stamp)).await;
+    }
+
+    /// Waits for the last messages, as long as that may take.
+    pub(super) async fn wait_for(
+        &self,
+        wanted: u64,
+        healthy: impl Fn() -> Result<()>,
+    ) -> Result<()> {
+        let end = Instant::now() + TAIL;
+        while self.arrived.load(Ordering::Relaxed) < wanted && Instant::now() < end {
+            healthy()?;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    /// What was recorded.
+    pub(super) fn percentiles(&self) -> Percentiles {
+        let latencies = self.latencies.lock();
+        Percentiles::of(&latencies.unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Counts a delivery that happens now.
@@ -85,6 +121,12 @@ fn messages_within(time: Duration, interval: Duration) -> u64 {
 /// Nanoseconds up to a minute, to three digits.
 pub(super) fn histogram() -> Result<Histogram<u64>> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).context("the histogram's bounds are invalid")
+}
+
+/// Records how long something took.
+pub(super) fn record(latencies: &Mutex<Histogram<u64>>, latency: Duration) {
+    let mut latencies = latencies.lock().unwrap_or_else(PoisonError::into_inner);
+    latencies.saturating_record(latency.as_nanos() as u64);
 }
 
 /// Percentiles in microseconds.
@@ -152,7 +194,8 @@ async fn measure(
     let published = messages_within(args.duration, timeline.interval);
     let end = timeline.record_from + published;
     publish(&mut upload, &timeline, &round, end).await?;
-    wait_for(&timeline, &round, published * args.subscribers as u64).await?;
+    let wanted = published * args.subscribers as u64;
+    timeline.wait_for(wanted, || round.healthy()).await?;
     let after = process.map(Process::cpu_time).transpose()?;
     upload.finish().await?;
     let cpu = before.zip(after).map(|(before, after)| after.since(before));
@@ -183,13 +226,11 @@ fn figures(
         "no subscriber got a message: does this server deliver what is published?"
     );
     let wanted = published * args.subscribers as u64;
-    let latencies = timeline.latencies.lock();
-    let latencies = latencies.unwrap_or_else(PoisonError::into_inner);
     Ok(Figures {
         published,
         delivered,
         lost: wanted.saturating_sub(delivered),
-        latency: Percentiles::of(&latencies),
+        latency: timeline.percentiles(),
         server_cpu_us_per_delivery: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / delivered as f64),
     })
 }
@@ -214,14 +255,35 @@ async fn wait_until(time: Instant) {
     }
 }
 
-/// Waits for the last messages, as long as that may take.
-async fn wait_for(timeline: &Timeline, round: &Round, wanted: u64) -> Result<()> {
-    let end = Instant::now() + TAIL;
-    while timeline.arrived.load(Ordering::Relaxed) < wanted && Instant::now() < end {
-        round.healthy()?;
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    Ok(())
+/// Half and 99 of a hundred deliveries from the first replica to the last take so many microseconds at most.
+pub(super) async fn between(args: &ClusterArgs) -> Result<(f64, f64)> {
+    let timeline = Arc::new(Timeline::new(args.interval(), args.warmup)?);
+    let room = message::fresh_room();
+    let plan = FleetPlan {
+        target: args.last().clone(),
+        room: room.clone(),
+        subscribers: 1,
+        connections: 1,
+        size: args.size,
+        timeline: Some(Arc::clone(&timeline)),
+    };
+    let fleet = Fleet::open(plan).await?;
+    let round = fleet.round();
+    round.open(u64::MAX, fleet.connections());
+    let templates = vec![Template::message(&room, args.size)];
+    let mut upload = Upload::open(args.first(), templates).await?;
+    let end = timeline.last(args.duration);
+    publish(&mut upload, &timeline, &round, end).await?;
+    let wanted = timeline.counted(end);
+    timeline.wait_for(wanted, || round.healthy()).await?;
+    upload.finish().await?;
+    let arrived = timeline.arrived.load(Ordering::Relaxed);
+    ensure!(
+        arrived == wanted,
+        "{arrived} of {wanted} messages were delivered"
+    );
+    let percentiles = timeline.percentiles();
+    Ok((percentiles.p50_us, percentiles.p99_us))
 }
 
 /// Runs the command.

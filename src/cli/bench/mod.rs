@@ -3,10 +3,12 @@
 //! It shall cost less than what it measures. So it speaks HTTP/2 itself, counts gRPC messages by their prefixes, decodes
 //! only a sample of them, and runs on one thread of its own. Every wait is bounded. In reading order: `args`, `grpc`
 //! and `frame` (the client), `fleet` and `publisher` (who talks), `round` and `closed_loop` (when), one module
-//! a command, `nats`, and `process`, `stats`, `report` (what comes out).
+//! a command, `nats` and `bare` (the server beside), and `process`, `stats`, `report` (what comes out).
 
 mod args;
+mod bare;
 mod closed_loop;
+mod cluster;
 mod compare;
 mod fanout;
 mod files;
@@ -57,6 +59,7 @@ async fn dispatch(args: &BenchArgs) -> Result<()> {
         Command::Latency(command) => latency::run(command, args.json).await,
         Command::Ingest(command) => ingest::run(command, args.json).await,
         Command::Files(command) => files::run(command, args.json).await,
+        Command::Cluster(command) => cluster::run(command, args.json).await,
         Command::Idle(command) => idle::run(command, args.json).await,
         Command::Compare(command) => compare::run(command, args.json).await,
     }
