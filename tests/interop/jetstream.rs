@@ -30,7 +30,7 @@ use super::{
     support::{self, Settings, TestServer, follow, send},
 };
 
-fn config(url: String) -> Config {
+pub(crate) fn config(url: String) -> Config {
     let mut config = Config::default();
     config.log.engine = EngineKind::Jetstream;
     config.jetstream.url = url;
@@ -38,7 +38,7 @@ fn config(url: String) -> Config {
     config
 }
 
-async fn open(config: &Config) -> Jetstream {
+pub(crate) async fn open(config: &Config) -> Jetstream {
     try_open(config).await.unwrap()
 }
 
@@ -48,7 +48,7 @@ async fn try_open(config: &Config) -> Result<Jetstream, OpenError> {
 }
 
 /// What the start says when it fails.
-async fn refusal(config: &Config) -> String {
+pub(crate) async fn refusal(config: &Config) -> String {
     match try_open(config).await {
         Ok(_) => panic!("it starts"),
         Err(error) => error.to_string(),

@@ -27,6 +27,7 @@ mod log_conformance;
 #[path = "../it/log_support.rs"]
 mod log_support;
 mod nats;
+mod nats_access;
 mod prometheus;
 mod s3;
 #[allow(

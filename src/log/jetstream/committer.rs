@@ -1,10 +1,15 @@
 //! The only publisher of this node: group commit on atomic batches.
 //!
-//! Whatever waits is published as one atomic batch of the stream, and the next one only when that is settled. So batches keep
-//! their order, a group is stored as a whole or not at all, and one answer of the server acknowledges up to 1,000 records.
+//! Whatever waits is published as one atomic batch of the stream, and the next one only when JetStream has answered. So batches
+//! keep their order, a group is stored as a whole or not at all, and one answer of the server acknowledges up to 1,000 records.
+//! Behind it the [`Settler`] waits until the node's view has them and resolves the acks, in order, while the next batch is
+//! under way; at most [`UNSETTLED`] groups wait for it.
 //!
 //! The server refuses a whole batch when a message in it repeats an earlier one. The batch is then published in halves, in
 //! order, until the repetition stands alone and the server tells what it repeats.
+//!
+//! Where the stream has one copy, the server makes a store on disk for each batch, which takes milliseconds. There a few appends
+//! of one record are published one after the other instead, each when the one before is answered.
 //!
 //! A server that flushes each message (`sync_interval: always`) takes long for a large batch. So groups get smaller while they
 //! take long and larger while they do not.
@@ -33,8 +38,13 @@ use crate::log::{
 
 /// Records that are published together, at least; at most a page.
 const GROUP: usize = 128;
+/// So few appends of one record are published one by one where the stream has one copy.
+const FEW: usize = 16;
 /// A group that takes longer is too large.
 const SLOW: Duration = Duration::from_millis(200);
+
+/// Groups that JetStream has answered and whose acks are not resolved yet.
+const UNSETTLED: usize = 4;
 
 /// A batch that waits.
 pub(super) struct Append {
@@ -64,6 +74,20 @@ struct Group {
     sizes: Vec<(Space, u64)>,
 }
 
+/// A group that JetStream has answered.
+struct Answered {
+    group: Group,
+    /// What became of the messages before the first failure.
+    settled: Vec<Settled>,
+    failed: Option<Error>,
+}
+
+/// Resolves the acks of answered groups, in order.
+struct Settler {
+    shared: Arc<Shared>,
+    answered: mpsc::Receiver<Answered>,
+}
+
 /// What became of one message.
 #[derive(Clone, Copy)]
 enum Settled {
@@ -81,11 +105,26 @@ impl Committer {
         }
     }
 
-    /// Publishes until every sender is gone and the queue is empty.
+    /// Publishes until every sender is gone, the queue is empty and every ack resolved.
     pub(super) async fn run(mut self) {
-        while let Some(group) = self.next_group().await {
-            self.commit(group).await;
-        }
+        let (answered, receiver) = mpsc::channel(UNSETTLED);
+        let settler = Settler {
+            shared: self.shared.clone(),
+            answered: receiver,
+        };
+        let publish = async move {
+            while let Some(group) = self.next_group().await {
+                let (settled, failed) = self.publish(&group).await;
+                let group = Answered {
+                    group,
+                    settled,
+                    failed,
+                };
+                // The settler goes on as long as this does.
+                let _ = answered.send(group).await;
+            }
+        };
+        tokio::join!(publish, settler.run());
     }
 
     /// What waits, as long as it fits into one batch of the stream; a larger one goes alone.
@@ -109,41 +148,14 @@ impl Committer {
         Some(Group::new(appends, &self.shared))
     }
 
-    async fn commit(&mut self, group: Group) {
-        let (settled, failed) = self.publish(&group.messages).await;
-        let shared = &self.shared;
-        let outcomes = self.outcomes(&group, &settled).await;
-        for (settled, (space, bytes)) in settled.iter().zip(&group.sizes) {
-            if matches!(settled, Settled::Stored(_)) {
-                shared.meters.appended(*space, 1, *bytes);
-            }
-        }
-        let (known, error) = match outcomes {
-            Ok(outcomes) => (outcomes, failed.unwrap_or(Error::Closed)),
-            Err(error) => (Vec::new(), error),
-        };
-        let mut known = known.into_iter();
-        for append in group.appends {
-            let outcomes: Vec<_> = known.by_ref().take(append.batch.len()).collect();
-            let result = if outcomes.len() == append.batch.len() {
-                Ok(outcomes)
-            } else {
-                Err(error.clone())
-            };
-            if result.is_ok() {
-                let append_secs = &shared.meters.metrics.append_secs;
-                append_secs.observe(append.queued.elapsed().as_secs_f64());
-            }
-            shared.queue.add_permits(append.permits);
-            // A dropped ack means that nobody asks.
-            let _ = append.ack.send(result);
-        }
-    }
-
     /// Publishes the messages in order. What became of those before the first failure, and that failure.
-    async fn publish(&mut self, messages: &[Outgoing]) -> (Vec<Settled>, Option<Error>) {
+    async fn publish(&mut self, group: &Group) -> (Vec<Settled>, Option<Error>) {
+        let messages = &group.messages;
         let mut settled = Vec::with_capacity(messages.len());
-        let mut ranges = chunks(messages, self.group);
+        let is_few = self.shared.api.is_single
+            && messages.len() <= FEW
+            && group.appends.iter().all(|append| append.batch.len() == 1);
+        let mut ranges = chunks(messages, if is_few { 1 } else { self.group });
         while let Some(range) = ranges.pop() {
             let (start, end) = range;
             let began = Instant::now();
@@ -192,6 +204,49 @@ impl Committer {
                 }
                 done => return Ok(done),
             }
+        }
+    }
+}
+
+impl Settler {
+    async fn run(mut self) {
+        while let Some(answered) = self.answered.recv().await {
+            self.resolve(answered).await;
+        }
+    }
+
+    async fn resolve(&self, answered: Answered) {
+        let Answered {
+            group,
+            settled,
+            failed,
+        } = answered;
+        let shared = &self.shared;
+        let outcomes = self.outcomes(&group, &settled).await;
+        for (settled, (space, bytes)) in settled.iter().zip(&group.sizes) {
+            if matches!(settled, Settled::Stored(_)) {
+                shared.meters.appended(*space, 1, *bytes);
+            }
+        }
+        let (known, error) = match outcomes {
+            Ok(outcomes) => (outcomes, failed.unwrap_or(Error::Closed)),
+            Err(error) => (Vec::new(), error),
+        };
+        let mut known = known.into_iter();
+        for append in group.appends {
+            let outcomes: Vec<_> = known.by_ref().take(append.batch.len()).collect();
+            let result = if outcomes.len() == append.batch.len() {
+                Ok(outcomes)
+            } else {
+                Err(error.clone())
+            };
+            if result.is_ok() {
+                let append_secs = &shared.meters.metrics.append_secs;
+                append_secs.observe(append.queued.elapsed().as_secs_f64());
+            }
+            shared.queue.add_permits(append.permits);
+            // A dropped ack means that nobody asks.
+            let _ = append.ack.send(result);
         }
     }
 
