@@ -15,6 +15,7 @@ mod container;
 mod dashboards;
 mod documents;
 mod examples;
+mod faults;
 mod grpcurl;
 mod jetstream;
 mod kubernetes;

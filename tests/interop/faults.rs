@@ -1,0 +1,9 @@
+//! Faults under load: several replicas of the real binary on real NATS servers, behind what a Kubernetes Service does,
+//! with the product's own clients. Nothing acknowledged may be lost or come twice, and every subscriber hears one order.
+//!
+//! `WEIR_FAULTS_LOAD` multiplies subscribers' and publishers' numbers (default 1), for a machine with more cores.
+
+mod balancer;
+mod deploys;
+mod fleet;
+mod load;
