@@ -33,6 +33,10 @@ impl Limits {
         if let Some(registered) = &mut self.registered
             && let Poll::Ready(ending) = registered.poll_ending(cx)
         {
+            if ending == Ending::MaxAge {
+                // Its successor on the same connection would stay here.
+                call.leave_connection();
+            }
             return Poll::Ready((status::ended(ending, call.position()), reason(ending)));
         }
         if let Some(deadline) = &mut self.deadline

@@ -85,6 +85,13 @@ impl Call {
         self.0.is_ended.store(true, Ordering::Relaxed);
     }
 
+    /// Asks the call's connection to go, so that what its client opens next may come to another instance.
+    fn leave_connection(&self) {
+        if let Some(link) = &self.0.link {
+            link.leave();
+        }
+    }
+
     /// Says that the response body counts its messages with [`Self::sent`], so that the layer need not look into them.
     pub fn counts_itself(&self) {
         self.0.counts_itself.store(true, Ordering::Relaxed);

@@ -97,7 +97,8 @@ section! {
         /// Age at which a connection is asked to go (GOAWAY); its streams go on.
         #[serde(with = "humantime_serde")]
         pub max_connection_age: Duration = minutes(30), in secs(1)..;
-        /// Age at which a stream is ended with `UNAVAILABLE` and a resume position, so that load evens out after a scale-up.
+        /// Age at which a stream is ended with `UNAVAILABLE` and a resume position, and its connection asked to go, so that load
+        /// evens out after a scale-up.
         #[serde(with = "humantime_serde")]
         pub max_stream_age: Duration = minutes(30), in secs(1)..;
         /// HTTP/2 flow-control window of one stream's upload.

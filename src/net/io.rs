@@ -19,6 +19,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
 };
+use tokio_util::sync::CancellationToken;
 
 /// Bytes gathered before a write has to wait for the socket: the bound of one connection's output in user space.
 const GATHER_BYTES: usize = 256 * 1024;
@@ -37,20 +38,36 @@ struct Shared {
     link: Link,
 }
 
-/// Whether a connection still stands; in every request's extensions. A stream that goes away on a link that stands was
+/// A connection as its streams see it; in every request's extensions. A stream that goes away on a link that stands was
 /// cancelled by its client.
 #[derive(Debug, Clone, Default)]
-pub struct Link(Arc<AtomicBool>);
+pub struct Link(Arc<Standing>);
+
+#[derive(Debug, Default)]
+struct Standing {
+    is_broken: AtomicBool,
+    leaving: CancellationToken,
+}
 
 impl Link {
     /// Whether the connection is gone: the peer closed it, it failed, or this side gave it up.
     #[must_use]
     pub fn is_broken(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.0.is_broken.load(Ordering::Acquire)
     }
 
     pub(super) fn broke(&self) {
-        self.0.store(true, Ordering::Release);
+        self.0.is_broken.store(true, Ordering::Release);
+    }
+
+    /// Asks the connection to go (GOAWAY): its streams go on, further ones need another connection.
+    pub fn leave(&self) {
+        self.0.leaving.cancel();
+    }
+
+    /// Resolves when somebody asked it to go.
+    pub(super) async fn leaving(&self) {
+        self.0.leaving.cancelled().await;
     }
 }
 

@@ -164,6 +164,7 @@ impl Acceptor {
         let mut connection = pin!(Connection::new(protocol, streams, flusher));
         let mut preface = pin!(sleep(self.settings.preface_timeout));
         let mut age = pin!(sleep(jittered(self.settings.max_age)));
+        let mut leaving = pin!(link.leaving());
         let (mut is_heard, mut is_leaving) = (false, false);
         loop {
             tokio::select! {
@@ -179,6 +180,7 @@ impl Acceptor {
                 }
                 () = self.closing.goaway.cancelled(), if !is_leaving => is_leaving = true,
                 () = age.as_mut(), if !is_leaving => is_leaving = true,
+                () = leaving.as_mut(), if !is_leaving => is_leaving = true,
                 () = preface.as_mut(), if !is_heard => {
                     if connection.is_silent() {
                         return self.refused("preface");
