@@ -11,6 +11,9 @@ use crate::{
     support::{Settings, eventually},
 };
 
+/// Subscriptions of a replica that run now.
+const SUBSCRIPTIONS: &str =
+    "weir_streams_active{grpc_method=\"SubscribeMessages\",grpc_service=\"chat.ChatService\"}";
 /// A bucket of a histogram.
 const BUCKET: Duration = Duration::from_millis(500);
 
@@ -167,4 +170,36 @@ async fn a_killed_replica_loses_and_repeats_nothing() {
         ends <= 2 * resumed,
         "{ends} attempts for {resumed} reconnects"
     );
+}
+/// A replica that joins gets its part of streams that live long, as they come of age.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_even_out_within_one_age_after_a_replica_joined() {
+    let nats = Nats::start();
+    let settings = Settings::default().set("server.max_stream_age", "6s");
+    let mut fleet = Fleet::start(2, &nats.url(), settings).await;
+    let size = Size {
+        subscribers: 60,
+        publishers: 4,
+        pace: Duration::from_millis(50),
+    }
+    .scaled();
+    let load = Load::start(&[fleet.balancer.url()], size).await;
+    let journal = load.journal.clone();
+    fleet.join().await;
+    let joined = Instant::now();
+    eventually("every stream to come of age once", || async {
+        (journal.back_since(joined) == size.subscribers).then_some(())
+    })
+    .await;
+    let took = joined.elapsed();
+    let mut active = Vec::new();
+    for replica in &fleet.replicas {
+        active.push(replica.metric(SUBSCRIPTIONS).await);
+    }
+    let report = load.finish().await;
+    println!("a third replica: streams {active:?} after {took:.1?}");
+    tell("evening out", &journal, &report, &[joined]);
+    let least = size.subscribers as f64 / 6.0;
+    assert!(active.iter().all(|count| *count >= least), "{active:?}");
+    assert_eq!(fleet.replicas.len(), active.len());
 }
