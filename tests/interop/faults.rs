@@ -7,3 +7,5 @@ mod balancer;
 mod deploys;
 mod fleet;
 mod load;
+mod outages;
+mod report;

@@ -9,6 +9,7 @@ use std::{
     thread,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::tools::tool;
@@ -44,12 +45,13 @@ impl Nats {
         let ports = [(); 3].map(|()| free_port());
         let routes = ports.map(|port| format!("\"nats://127.0.0.1:{port}\""));
         let routes = routes.join(", ");
-        let settings = ports.map(|port| {
+        let settings = |(index, port): (usize, u16)| {
             format!(
-                "{SETTINGS}server_name: n{port}\n\
+                "{SETTINGS}server_name: n{index}\n\
                  cluster {{ name: weir, listen: \"127.0.0.1:{port}\", routes: [{routes}] }}\n"
             )
-        });
+        };
+        let settings: Vec<_> = ports.into_iter().enumerate().map(settings).collect();
         Self::nodes(&settings)
     }
 
@@ -72,10 +74,7 @@ impl Nats {
     }
 
     pub(crate) fn url(&self) -> String {
-        let urls = self
-            .nodes
-            .iter()
-            .map(|node| format!("nats://127.0.0.1:{}", node.port));
+        let urls = (0..self.nodes.len()).map(|node| self.url_of(node));
         urls.collect::<Vec<_>>().join(",")
     }
 
@@ -87,6 +86,57 @@ impl Nats {
     /// Starts the process again, on the same port and files.
     pub(crate) fn resume(&mut self, node: usize) {
         self.nodes[node].start();
+    }
+
+    /// Stops all processes: their connections stand and nobody answers.
+    pub(crate) fn freeze(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    /// Has all processes go on.
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::CONT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        for process in self.nodes.iter().filter_map(|node| node.process.as_ref()) {
+            kill_process(Pid::from_child(process), signal).unwrap();
+        }
+    }
+
+    /// The address of one of the servers.
+    pub(crate) fn url_of(&self, node: usize) -> String {
+        format!("nats://127.0.0.1:{}", self.nodes[node].port)
+    }
+
+    /// Which server leads the stream, once all three copies of it are up to date; none before.
+    pub(crate) async fn leader(&self) -> Option<usize> {
+        let urls = self.url();
+        let client = async_nats::connect(urls.split(',').collect::<Vec<_>>());
+        let stream = async_nats::jetstream::new(client.await.ok()?)
+            .get_stream("weir")
+            .await
+            .ok()?;
+        let cluster = stream.cached_info().cluster.as_ref()?;
+        let current = cluster.replicas.iter().filter(|replica| replica.current);
+        match current.count() {
+            2 => cluster.leader.as_ref()?.strip_prefix('n')?.parse().ok(),
+            _ => None,
+        }
+    }
+
+    /// Has the stream's leader hand over to another.
+    pub(crate) async fn move_leader(&self) {
+        let urls = self.url();
+        let client = async_nats::connect(urls.split(',').collect::<Vec<_>>());
+        let answer = client
+            .await
+            .unwrap()
+            .request("$JS.API.STREAM.LEADER.STEPDOWN.weir", "".into())
+            .await;
+        let answer = answer.unwrap().payload;
+        let answer = String::from_utf8_lossy(&answer);
+        assert!(answer.contains("\"success\":true"), "{answer}");
     }
 }
 

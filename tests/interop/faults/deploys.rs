@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use super::{
     fleet::Fleet,
-    load::{Journal, Load, Report, Size},
+    load::{Load, Size},
+    report::{after, tell},
 };
 use crate::{
     nats::Nats,
@@ -14,51 +15,6 @@ use crate::{
 /// Subscriptions of a replica that run now.
 const SUBSCRIPTIONS: &str =
     "weir_streams_active{grpc_method=\"SubscribeMessages\",grpc_service=\"chat.ChatService\"}";
-/// A bucket of a histogram.
-const BUCKET: Duration = Duration::from_millis(500);
-
-/// Times after a fault, in buckets.
-fn histogram(times: &[Duration]) -> String {
-    let mut counts = Vec::new();
-    for time in times {
-        let bucket = usize::try_from(time.as_millis() / BUCKET.as_millis()).unwrap();
-        if counts.len() <= bucket {
-            counts.resize(bucket + 1, 0_usize);
-        }
-        counts[bucket] += 1;
-    }
-    let line = |(bucket, count): (u32, &usize)| {
-        let (from, to) = (BUCKET * bucket, BUCKET * (bucket + 1));
-        format!("  {from:>5.1?} to {to:>5.1?}  {count:>5}\n")
-    };
-    (0..).zip(&counts).map(line).collect()
-}
-
-/// How long after the fault before it each of `events` was.
-fn after(events: impl Iterator<Item = Instant>, faults: &[Instant]) -> Vec<Duration> {
-    let since = |event| {
-        let before = faults.iter().rev().find(|fault| **fault <= event);
-        before.map(|fault| event - *fault)
-    };
-    events.filter_map(since).collect()
-}
-
-fn tell(what: &str, journal: &Journal, report: &Report, faults: &[Instant]) {
-    let resumed = journal.resumed.lock().unwrap().clone();
-    let reconnects = after(resumed.iter().map(|resumed| resumed.0), faults);
-    println!(
-        "{what}: {} messages; publishers repeated after {:?}, streams ended with {:?}; longest time without a delivery \
-         {:.1?}, of half of the subscribers {:.1?}; {} reconnects, after the fault:\n{}",
-        report.messages,
-        journal.refusals(),
-        journal.codes(),
-        report.silence,
-        report.median_silence,
-        reconnects.len(),
-        histogram(&reconnects),
-    );
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_on_two_replicas_hear_one_order() {
     let nats = Nats::start();

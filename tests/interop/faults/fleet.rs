@@ -32,9 +32,19 @@ impl Fleet {
 
     /// Starts one more.
     pub(super) async fn join(&mut self) {
+        self.join_with(self.settings.clone()).await;
+    }
+
+    /// Starts one more, which knows this address of NATS at first.
+    pub(super) async fn join_at(&mut self, nats: &str) {
+        let settings = self.settings.clone().set("jetstream.url", nats);
+        self.join_with(settings).await;
+    }
+
+    async fn join_with(&mut self, settings: Settings) {
         let name = format!("replica-{}", self.replicas.len());
-        let settings = self.settings.clone().set("server.instance_id", name);
         let settings = settings
+            .set("server.instance_id", name)
             .set("server.grpc", lasting_address())
             .set("server.admin", lasting_address());
         let replica = TestServer::with(settings).await;
