@@ -5,7 +5,7 @@
 #
 #   .tools/bin      nats-server prometheus promtool grpcurl kustomize, python and node with their packages on the path, the
 #                   Go clients go-client (tests/interop/go) and go-chat, go-notifications … (examples/go), and
-#                   kubernetes-oldest and kubernetes-newest, which check manifests (tests/interop/kubernetes)
+#                   kubernetes-oldest and kubernetes-newest, which check manifests (tests/interop/kubernetes), and ip
 #   .tools/crds     schemas of the custom resources that k8s/ uses
 #   .tools/gen      Python stubs of every proto
 #   .tools/log      what each step printed
@@ -105,6 +105,27 @@ fetch_nats() {
   unpack_package nats-server
   install -m 755 "$tools/apt/root/usr/sbin/nats-server" "$tools/bin/nats-server" 2>/dev/null ||
     install -m 755 "$tools/apt/root/usr/bin/nats-server" "$tools/bin/nats-server"
+}
+
+# Makes the networks in which packets are lost. Brings the libraries that are not here: libbpf.so.1 is in package libbpf1.
+fetch_ip() {
+  if have ip; then
+    ln -sf "$(command -v ip)" "$tools/bin/ip"
+    return
+  fi
+  have apt-get && have dpkg-deb || missing "ip comes from Debian's package iproute2, and there is no apt-get here."
+  unpack_package iproute2
+  rm -f "$tools/bin/ip"
+  wrapper ip 'LD_LIBRARY_PATH=$(ls -d "$tools"/apt/root/lib/*-gnu* "$tools"/apt/root/usr/lib/*-gnu* 2>/dev/null | paste -sd:)' \
+    'export LD_LIBRARY_PATH' 'exec ${RUN:-} "$(ls "$tools/apt/root/bin/ip" "$tools/apt/root/usr/bin/ip" 2>/dev/null | head -n 1)" "$@"'
+  local libraries library round
+  for round in 1 2 3 4; do
+    libraries=$(RUN=ldd "$tools/bin/ip" | sed -nE 's/^[[:space:]]*(lib[a-z]+)\.so\.([0-9]+) => not found/\1\2/p')
+    for library in $libraries; do
+      unpack_package "$library"
+    done
+  done
+  "$tools/bin/ip" -V
 }
 
 fetch_grpcurl() {
@@ -223,6 +244,7 @@ digest() { cat "$@" | cksum | tr ' ' '-'; }
 printf 'Tools for the interop tests, into .tools/\n'
 fetch nats-server "$nats_version by $(have go && echo go || echo apt)" fetch_nats
 fetch prometheus debian fetch_prometheus
+fetch ip "$(command -v ip || echo debian)" fetch_ip
 fetch grpcurl "$grpcurl_version" fetch_grpcurl
 fetch kustomize "$kustomize_version" fetch_kustomize
 kubernetes_versions=$gateway_api_version-$envoy_gateway_version-$keda_version-$prometheus_operator_version

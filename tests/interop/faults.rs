@@ -7,5 +7,7 @@ mod balancer;
 mod deploys;
 mod fleet;
 mod load;
+mod network;
 mod outages;
+mod partition;
 mod report;

@@ -69,6 +69,11 @@ fn prometheus_and_promtool_run() {
 }
 
 #[test]
+fn ip_runs() {
+    assert!(output("ip", &["-V"]).contains("iproute2"));
+}
+
+#[test]
 fn grpcurl_runs() {
     assert!(output("grpcurl", &["-version"]).contains("grpcurl"));
 }

@@ -24,6 +24,7 @@ pub(crate) struct Nats {
 }
 
 struct Node {
+    host: String,
     port: u16,
     settings: PathBuf,
     process: Option<Child>,
@@ -37,7 +38,12 @@ impl Nats {
 
     /// Starts one with these settings; `DIR` stands for its directory.
     pub(crate) fn with(settings: &str) -> Self {
-        Self::nodes(&[settings.to_owned()])
+        Self::nodes("127.0.0.1", &[settings.to_owned()])
+    }
+
+    /// Starts one that listens on this address.
+    pub(crate) fn on(host: &str) -> Self {
+        Self::nodes(host, &[SETTINGS.to_owned()])
     }
 
     /// Starts a cluster of three.
@@ -52,10 +58,10 @@ impl Nats {
             )
         };
         let settings: Vec<_> = ports.into_iter().enumerate().map(settings).collect();
-        Self::nodes(&settings)
+        Self::nodes("127.0.0.1", &settings)
     }
 
-    fn nodes(settings: &[String]) -> Self {
+    fn nodes(host: &str, settings: &[String]) -> Self {
         let dir = TempDir::new().unwrap();
         let node = |(index, settings): (usize, &String)| {
             let own = dir.path().join(index.to_string());
@@ -63,6 +69,7 @@ impl Nats {
             let file = own.join("nats.conf");
             fs::write(&file, settings.replace("DIR", own.to_str().unwrap())).unwrap();
             Node {
+                host: host.to_owned(),
                 port: free_port(),
                 settings: file,
                 process: None,
@@ -106,7 +113,8 @@ impl Nats {
 
     /// The address of one of the servers.
     pub(crate) fn url_of(&self, node: usize) -> String {
-        format!("nats://127.0.0.1:{}", self.nodes[node].port)
+        let Node { host, port, .. } = &self.nodes[node];
+        format!("nats://{host}:{port}")
     }
 
     /// Which server leads the stream, once all three copies of it are up to date; none before.
@@ -144,7 +152,7 @@ impl Node {
     fn start(&mut self) {
         assert!(self.process.is_none(), "it runs already");
         let mut process = Command::new(tool("nats-server"))
-            .args(["-a", "127.0.0.1", "-p", &self.port.to_string(), "-c"])
+            .args(["-a", &self.host, "-p", &self.port.to_string(), "-c"])
             .arg(&self.settings)
             .stderr(Stdio::piped())
             .spawn()

@@ -7,7 +7,7 @@ use std::{
 
 /// The program `name` of `.tools/bin`: `nats-server`, `prometheus`, `promtool`, `grpcurl`, `hadolint`, `python` and `node` with
 /// the clients' packages on their path, the Go clients `go-client`, `go-chat` and the other examples, `kustomize`, and
-/// `kubernetes-oldest` and `kubernetes-newest`, which check manifests with the schemas in `.tools/crds`. The Python stubs of
+/// `kubernetes-oldest` and `kubernetes-newest`, which check manifests with the schemas in `.tools/crds`, and `ip`. The Python stubs of
 /// every proto can be imported.
 ///
 /// # Panics

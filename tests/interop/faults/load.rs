@@ -19,7 +19,7 @@ use weir::client::{Client, Event, Retry, RetryPolicy, SystemTiming};
 
 use crate::support::{errors::assert_ended, eventually, soon};
 
-const ROOM: &str = "hall";
+pub(super) const ROOM: &str = "hall";
 /// Who says the last message.
 const JUDGE: &str = "judge";
 

@@ -38,13 +38,14 @@ pub(super) fn tell(what: &str, journal: &Journal, report: &Report, faults: &[Ins
     let reconnects = after(resumed.iter().map(|resumed| resumed.0), faults);
     println!(
         "{what}: {} messages; publishers repeated after {:?}, streams ended with {:?}; longest time without a delivery \
-         {:.1?}, of half of the subscribers {:.1?}; {} reconnects, after the fault:\n{}",
+         {:.1?}, of half of the subscribers {:.1?}; {} reconnects, the last {:.1?} after the fault:\n{}",
         report.messages,
         journal.refusals(),
         journal.codes(),
         report.silence,
         report.median_silence,
         reconnects.len(),
+        reconnects.iter().max().copied().unwrap_or_default(),
         histogram(&reconnects),
     );
 }

@@ -22,19 +22,25 @@ use super::{SOON, soon};
 /// A free port of a loopback address that no connection starts from: while the server is away, its port stays free.
 pub const OWN_ADDRESS: &str = "127.0.0.2:0";
 
-/// Settings of a server under test, as environment variables.
+/// Settings of a server under test, as environment variables, and where it runs.
 #[derive(Debug, Clone)]
-pub struct Settings(BTreeMap<String, String>);
+pub struct Settings {
+    variables: BTreeMap<String, String>,
+    network: Option<u32>,
+}
 
 impl Default for Settings {
     /// Free ports, a quiet log.
     fn default() -> Self {
         let free = "127.0.0.1:0";
-        Self(BTreeMap::new())
-            .set("server.grpc", free)
-            .set("server.http", free)
-            .set("server.admin", free)
-            .set("telemetry.log_level", "warn")
+        Self {
+            variables: BTreeMap::new(),
+            network: None,
+        }
+        .set("server.grpc", free)
+        .set("server.http", free)
+        .set("server.admin", free)
+        .set("telemetry.log_level", "warn")
     }
 }
 
@@ -49,7 +55,14 @@ impl Settings {
     /// Sets a variable of the environment.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
-        self.0.insert(name.to_owned(), value.to_owned());
+        self.variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Runs it in the network namespace of the process `pid`.
+    #[must_use]
+    pub fn in_network_of(mut self, pid: u32) -> Self {
+        self.network = Some(pid);
         self
     }
 }
@@ -235,7 +248,16 @@ impl TestServer {
 
 /// The binary's command line with `settings` and nothing else of this environment's settings.
 pub fn command(dir: &Path, settings: &Settings) -> Command {
-    let mut command = Command::new(binary());
+    let mut command = match settings.network {
+        Some(pid) => {
+            let mut command = Command::new("nsenter");
+            command
+                .arg(format!("--net=/proc/{pid}/ns/net"))
+                .arg(binary());
+            command
+        }
+        None => Command::new(binary()),
+    };
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WEIR__")) {
         command.env_remove(name);
     }
@@ -243,7 +265,7 @@ pub fn command(dir: &Path, settings: &Settings) -> Command {
         .arg("serve")
         .current_dir(dir)
         .env("WEIR__LOG__DIR", dir.join("data"))
-        .envs(&settings.0)
+        .envs(&settings.variables)
         .stdin(Stdio::null())
         .kill_on_drop(true);
     command
