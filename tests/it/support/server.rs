@@ -60,6 +60,7 @@ impl Settings {
     }
 
     /// Runs it in the network namespace of the process `pid`.
+    #[allow(dead_code, reason = "only tests with foreign tools make networks")]
     #[must_use]
     pub fn in_network_of(mut self, pid: u32) -> Self {
         self.network = Some(pid);
