@@ -13,6 +13,7 @@ pub mod core;
 pub mod log;
 pub mod nats;
 pub mod net;
+pub mod peers;
 pub mod services;
 pub mod telemetry;
 pub mod web;

@@ -4,6 +4,7 @@
 //! drains. Tests and `main` share this path.
 
 mod front;
+mod host;
 mod serving;
 
 use std::{io, net::SocketAddr, time::Instant};

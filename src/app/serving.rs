@@ -6,6 +6,7 @@ use std::{
 };
 
 use tokio::{
+    net::TcpListener,
     runtime::Handle,
     sync::OnceCell,
     task::JoinSet,
@@ -17,12 +18,13 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use super::{
     App, Error,
     front::{Front, Gate},
+    host::Host,
 };
 use crate::{
     call::{CallLayer, Streams},
     config::{Config, Drain, EngineKind},
     core::{
-        Feedback, Files, Hub, Presence, Signals, Topics,
+        Feedback, Files, Hub, Instances, Presence, Signals, Topics,
         canary::Canary,
         collect::Collect,
         documents::Documents,
@@ -34,9 +36,10 @@ use crate::{
         readiness::{Condition, Readiness},
         rooms::Rooms,
     },
-    log::{self, Engine, Health},
+    log::{self, Engine, Health, Timestamp},
     nats::Nats,
     net::{Acceptor, Closing, Settings},
+    peers::{Local, Peers},
     services::{self, Core},
     telemetry::{self, Lines, Metrics, Traces},
     web,
@@ -68,6 +71,8 @@ pub(super) struct Serving {
     lines: Lines,
     http: std::net::SocketAddr,
     files: Arc<OnceLock<Files>>,
+    host: Arc<Host>,
+    peers: OnceCell<Peers>,
     started: Instant,
 }
 
@@ -100,8 +105,17 @@ impl Serving {
         let streams = Streams::new(config.server.max_stream_age);
         let calls = CallLayer::new(methods, streams.clone(), instance.clone(), traces.clone());
         let front = Front::new(&calls, gate.clone(), &config.cors);
+        let readiness = Readiness::new();
+        let host = Host {
+            instance: instance.clone(),
+            readiness: readiness.clone(),
+            streams: streams.clone(),
+            started: Timestamp::now(),
+            grpc: grpc.iter().flat_map(TcpListener::local_addr).collect(),
+            signals: OnceLock::new(),
+        };
         let serving = Self {
-            readiness: Readiness::new(),
+            readiness,
             closing: Closing::default(),
             connections: TaskTracker::new(),
             admin: Closing::default(),
@@ -110,6 +124,8 @@ impl Serving {
             lines,
             http: http.local_addr().unwrap_or(config.server.http),
             files: Arc::default(),
+            host: Arc::new(host),
+            peers: OnceCell::new(),
             config,
             metrics,
             traces,
@@ -172,6 +188,7 @@ impl Serving {
             EngineKind::Jetstream => Some(Nats::connect(&self.config).await?),
             EngineKind::Embedded | EngineKind::Memory => None,
         };
+        let peers = self.open_peers(nats.as_ref()).await?;
         let engine = log::open(&self.config, nats.as_ref(), self.metrics.clone()).await?;
         let engine = self.engine.get_or_init(|| async { engine }).await;
         let hub = Hub::new(
@@ -185,7 +202,7 @@ impl Serving {
         let presence = self.open_presence(&topics, own).await?;
         let (files, are_found) = self.open_files().await?;
         self.gate
-            .open(&self.core(topics, own, presence.clone(), files.clone())?);
+            .open(&self.core(topics, own, presence.clone(), files.clone(), peers)?);
         let mut tasks = self.core_tasks(engine, hub, own);
         tasks.0.spawn(presence.run());
         tasks.0.spawn(files.keep(are_found));
@@ -193,6 +210,26 @@ impl Serving {
         let recovered = self.started.elapsed().as_secs_f64();
         self.metrics.recovery_secs.set(recovered);
         Ok(tasks)
+    }
+
+    /// The other instances, if there can be any, and the signals among all. From here on they know this one.
+    async fn open_peers(&self, nats: Option<&Nats>) -> Result<(Peers, Signals), Error> {
+        let (peers, task) = match nats {
+            Some(nats) => {
+                let (id, metrics) = (self.instance.id(), self.metrics.clone());
+                let (peers, task) = Peers::connect(nats, id, metrics).await?;
+                (peers, Some(task))
+            }
+            None => (Peers::alone(), None),
+        };
+        let peers = self.peers.get_or_init(|| async { peers }).await.clone();
+        let signals = Signals::new(self.metrics.clone(), peers.clone());
+        let signals = self.host.signals.get_or_init(|| signals).clone();
+        if let Some(task) = task {
+            let local: Arc<dyn Local> = self.host.clone();
+            task.serve(&local);
+        }
+        Ok((peers, signals))
     }
 
     /// What the service tells of itself, beginning with its start.
@@ -225,6 +262,7 @@ impl Serving {
         own: &OwnFeeds,
         presence: Presence,
         files: Files,
+        (peers, signals): (Peers, Signals),
     ) -> Result<Core, Error> {
         let config = &self.config;
         let feedback = Feedback::new(topics.clone());
@@ -237,12 +275,13 @@ impl Serving {
                 &config.documents,
                 services::message_limit(&config.limits),
             ),
-            signals: Signals::new(self.metrics.clone()),
+            signals,
             collect: Collect::new(&config.collect, &self.metrics)?,
             topics,
             presence,
             files,
             instance: self.instance.clone(),
+            instances: Instances::new(self.host.clone(), peers),
             limits: config.limits.clone(),
             processing: config.processing.clone(),
             metrics: self.metrics.clone(),
@@ -324,6 +363,9 @@ impl Serving {
         self.connections.wait().await;
         if let Some(files) = self.files.get() {
             files.close().await;
+        }
+        if let Some(peers) = self.peers.get() {
+            peers.close().await;
         }
         if let Some(engine) = self.engine.get() {
             self.tell(Happening::Stopped).await;

@@ -39,6 +39,7 @@ const fn grpc_code(code: ErrorCode) -> Code {
         ErrorCode::Superseded => Code::Aborted,
         ErrorCode::StorageUnavailable
         | ErrorCode::StorageFailed
+        | ErrorCode::InstanceUnavailable
         | ErrorCode::Draining
         | ErrorCode::MaxAge => Code::Unavailable,
         ErrorCode::StorageCorrupt | ErrorCode::ChecksumMismatch => Code::DataLoss,
@@ -99,6 +100,9 @@ fn details(error: &Error) -> ErrorDetails {
         Error::NotFound { kind, name } | Error::AlreadyExists { kind, name } => {
             details.set_resource_info(*kind, name, "", "");
         }
+        Error::UnknownInstance { name, .. } => {
+            details.set_resource_info("instance", name, "", "");
+        }
         Error::Limit { what, limit } => {
             details.add_quota_failure_violation(*what, format!("at most {limit}"));
         }
@@ -109,6 +113,7 @@ fn details(error: &Error) -> ErrorDetails {
             details.add_quota_failure_violation("disk", "the file storage is full");
         }
         Error::KeyConflict { .. }
+        | Error::Instance(_)
         | Error::Superseded
         | Error::Checksum
         | Error::OutOfRange { .. }

@@ -19,6 +19,19 @@ pub enum Error {
         /// Its name.
         name: String,
     },
+    /// No instance has this name.
+    #[error("instance {name} not found; there {}", roll(.known, *.more))]
+    UnknownInstance {
+        /// The name.
+        name: String,
+        /// Names of those that there are.
+        known: Vec<String>,
+        /// How many more there are.
+        more: usize,
+    },
+    /// Another instance does not answer; it may later.
+    #[error("{0}")]
+    Instance(String),
     /// The idempotency key was used for other content.
     #[error("the idempotency key was already used for another content at sequence {sequence}")]
     KeyConflict {
@@ -80,6 +93,15 @@ impl Violation {
     }
 }
 
+fn roll(known: &[String], more: usize) -> String {
+    let verb = if known.len() == 1 { "is" } else { "are" };
+    let more = match more {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!("{verb} {}{more}", known.join(", "))
+}
+
 fn describe(violations: &[Violation]) -> String {
     let texts: Vec<_> = violations
         .iter()
@@ -119,6 +141,8 @@ pub enum ErrorCode {
     StorageFailed,
     /// Stored data does not read back.
     StorageCorrupt,
+    /// The instance that was asked for does not answer.
+    InstanceUnavailable,
     /// The instance is going away; another continues.
     Draining,
     /// The stream reached its maximum age; reconnect and continue.
@@ -127,7 +151,7 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::InvalidArgument,
         Self::NotFound,
         Self::KeyConflict,
@@ -142,6 +166,7 @@ impl ErrorCode {
         Self::StorageUnavailable,
         Self::StorageFailed,
         Self::StorageCorrupt,
+        Self::InstanceUnavailable,
         Self::Draining,
         Self::MaxAge,
     ];
@@ -164,6 +189,7 @@ impl ErrorCode {
             Self::StorageUnavailable => "STORAGE_UNAVAILABLE",
             Self::StorageFailed => "STORAGE_FAILED",
             Self::StorageCorrupt => "STORAGE_CORRUPT",
+            Self::InstanceUnavailable => "INSTANCE_UNAVAILABLE",
             Self::Draining => "DRAINING",
             Self::MaxAge => "MAX_AGE",
         }
@@ -176,6 +202,7 @@ impl ErrorCode {
             Self::StorageFull
             | Self::StorageUnavailable
             | Self::StorageFailed
+            | Self::InstanceUnavailable
             | Self::Draining
             | Self::MaxAge => true,
             Self::InvalidArgument
@@ -205,7 +232,8 @@ impl ErrorCode {
             | Self::AlreadyExists
             | Self::ChecksumMismatch
             | Self::RangeOutside
-            | Self::StorageFull => true,
+            | Self::StorageFull
+            | Self::InstanceUnavailable => true,
             Self::Superseded
             | Self::StorageUnavailable
             | Self::StorageFailed
@@ -222,7 +250,8 @@ impl Error {
     pub const fn code(&self) -> ErrorCode {
         match self {
             Self::Invalid(_) => ErrorCode::InvalidArgument,
-            Self::NotFound { .. } => ErrorCode::NotFound,
+            Self::NotFound { .. } | Self::UnknownInstance { .. } => ErrorCode::NotFound,
+            Self::Instance(_) => ErrorCode::InstanceUnavailable,
             Self::KeyConflict { .. } => ErrorCode::KeyConflict,
             Self::Limit { .. } => ErrorCode::LimitExceeded,
             Self::AlreadyExists { .. } => ErrorCode::AlreadyExists,

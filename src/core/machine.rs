@@ -8,6 +8,8 @@ use std::{
 
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
+use crate::peers::{Counters, Ticks};
+
 /// Readings are shared for this long, so that the number of streams does not matter. It is also the shortest time over which
 /// a processor's usage means anything.
 const FRESH: Duration = Duration::from_millis(200);
@@ -40,13 +42,6 @@ impl Default for Cores {
     fn default() -> Self {
         Self::Percent(Vec::new())
     }
-}
-
-/// Time of one core since boot.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Ticks {
-    busy: u64,
-    all: u64,
 }
 
 impl Machine {
@@ -104,9 +99,13 @@ impl Reader {
 }
 
 impl Reading {
-    #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
-    pub(super) fn resident_mib(&self) -> f64 {
-        self.resident_bytes as f64 / f64::from(1 << 20)
+    /// Adds what was read to `counters`.
+    pub(super) fn tell(&self, counters: &mut Counters) {
+        match &self.cores {
+            Cores::Ticks(ticks) => counters.ticks.clone_from(ticks),
+            Cores::Percent(percents) => counters.percents.clone_from(percents),
+        }
+        counters.resident_bytes = self.resident_bytes;
     }
 }
 
@@ -118,21 +117,21 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    pub(super) fn since(reading: &Reading) -> Self {
+    pub(super) fn since(counters: &Counters) -> Self {
         let mut usage = Self {
             before: Vec::new(),
             percents: Vec::new(),
         };
-        usage.advance(reading);
+        usage.advance(counters);
         usage
     }
 
     /// Usage of every core in percent since the reading before. A core for which no time passed keeps its value; a new one is
     /// at zero.
-    pub(super) fn advance(&mut self, reading: &Reading) -> &[f64] {
-        match &reading.cores {
-            Cores::Percent(percents) => self.percents.clone_from(percents),
-            Cores::Ticks(now) => self.advance_to(now),
+    pub(super) fn advance(&mut self, counters: &Counters) -> &[f64] {
+        match counters.ticks.is_empty() {
+            true => self.percents.clone_from(&counters.percents),
+            false => self.advance_to(&counters.ticks),
         }
         &self.percents
     }
@@ -151,7 +150,7 @@ impl Usage {
 
 #[allow(clippy::cast_precision_loss, reason = "far below 2^52")]
 fn percent_between(before: Ticks, now: Ticks) -> Option<f64> {
-    // Some of the kernel's counters may step back a little.
+    // Some of the kernel's counters may step back a little, and another machine's are others.
     let all = now.all.saturating_sub(before.all);
     let busy = now.busy.saturating_sub(before.busy).min(all);
     (all > 0).then(|| busy as f64 / all as f64 * 100.0)
@@ -182,10 +181,10 @@ fn ticks(stat: &str) -> Vec<Ticks> {
 mod tests {
     use super::*;
 
-    fn reading(busy: u64, all: u64) -> Reading {
-        Reading {
-            cores: Cores::Ticks(vec![Ticks { busy, all }]),
-            resident_bytes: 0,
+    fn reading(busy: u64, all: u64) -> Counters {
+        Counters {
+            ticks: vec![Ticks { busy, all }],
+            ..Counters::default()
         }
     }
 

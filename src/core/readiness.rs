@@ -81,6 +81,12 @@ impl Readiness {
         *self.0.ready.borrow()
     }
 
+    /// Whether `condition` holds.
+    #[must_use]
+    pub fn holds(&self, condition: Condition) -> bool {
+        self.conditions().contains_key(&condition)
+    }
+
     /// What holds, a line each: `draining`, `log: the disk is full`. Empty when ready.
     #[must_use]
     pub fn reasons(&self) -> Vec<String> {
@@ -125,6 +131,7 @@ mod tests {
     fn not_ready_until_recovery_is_done() {
         let readiness = Readiness::new();
         assert_eq!(readiness.reasons(), ["recovering"]);
+        assert!(readiness.holds(Condition::Recovering) && !readiness.holds(Condition::Draining));
         assert!(!readiness.is_ready());
         readiness.clear(Condition::Recovering);
         assert!(readiness.is_ready());

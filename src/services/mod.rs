@@ -25,8 +25,8 @@ use crate::{
     call::Methods,
     config::{Limits, Processing},
     core::{
-        Feedback, Feeds, Files, Presence, Signals, Topics, collect::Collect, documents::Documents,
-        instance::Instance, rooms::Rooms,
+        Feedback, Feeds, Files, Instances, Presence, Signals, Topics, collect::Collect,
+        documents::Documents, instance::Instance, rooms::Rooms,
     },
     proto,
     telemetry::Metrics,
@@ -59,6 +59,8 @@ pub struct Core {
     pub feedback: Feedback,
     /// This instance's own measurements.
     pub instance: Instance,
+    /// All instances.
+    pub instances: Instances,
     /// What a call may ask for.
     pub limits: Limits,
     /// Windows and limits of processing.

@@ -43,8 +43,8 @@ const STREAM_ENDS: &[&str] = &[
 ];
 /// Why a connection was closed by the server.
 const REFUSALS: &[&str] = &["limit", "preface", "protocol"];
-/// Who carries signals.
-const CARRIERS: &[&str] = &["channel"];
+/// Where signals are lost: a listener's channel, the way to the other instances, and messages there that nobody understands.
+const CARRIERS: &[&str] = &["channel", "peers", "unreadable"];
 /// Why a sample of clients' telemetry is refused.
 const REJECTIONS: &[&str] = &[
     "name",

@@ -85,7 +85,8 @@ impl Subjects {
     }
 }
 
-fn escape(name: &str, out: &mut String) {
+/// Adds `name` as one token.
+pub(crate) fn escape(name: &str, out: &mut String) {
     for byte in name.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
             out.push(char::from(byte));
