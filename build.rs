@@ -13,6 +13,7 @@ const PROTOS: &[&str] = &[
     "proto/weir/v1/documents.proto",
     "proto/weir/v1/feedback.proto",
     "proto/weir/v1/files.proto",
+    "proto/weir/v1/instances.proto",
     "proto/weir/v1/publisher.proto",
     "proto/weir/v1/rooms.proto",
 ];

@@ -17,6 +17,7 @@ mod follow;
 mod format;
 mod health;
 mod input;
+mod instances;
 mod notices;
 mod notify;
 mod process;
@@ -79,6 +80,7 @@ enum Command {
     Collect(collect::CollectArgs),
     Process(process::ProcessArgs),
     Health(health::HealthArgs),
+    Instances(instances::InstancesArgs),
     Config(config::Args),
     Bench(Box<bench::BenchArgs>),
 }
@@ -107,6 +109,7 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Collect(args) => interruptible(collect::run(args)).await,
         Command::Process(args) => interruptible(process::run(args)).await,
         Command::Health(args) => interruptible(health::run(args)).await,
+        Command::Instances(args) => interruptible(instances::run(args)).await,
         Command::Config(args) => config::run(args),
         Command::Bench(args) => interruptible(measure(*args)).await,
     }

@@ -84,6 +84,7 @@ pub const SERVICE_NAMES: &[&str] = &[
     "weir.v1.Feedback",
     "weir.v1.FeedbackDesk",
     "weir.v1.Files",
+    "weir.v1.Instances",
     "weir.v1.Publisher",
     "weir.v1.Rooms",
 ];

@@ -484,7 +484,7 @@ async fn a_server_that_is_too_old_is_named() {
     old.abort();
 }
 
-fn serve(nats: &Nats, name: &str) -> Settings {
+pub(crate) fn serve(nats: &Nats, name: &str) -> Settings {
     Settings::default()
         .set("server.instance_id", name)
         .set("log.engine", "jetstream")

@@ -14,6 +14,12 @@ mod clients;
 mod container;
 mod dashboards;
 mod documents;
+#[allow(
+    dead_code,
+    reason = "shared with the tests of the binary, which use all of it"
+)]
+#[path = "../it/editors.rs"]
+mod editors;
 mod examples;
 mod faults;
 mod grpcurl;
@@ -29,6 +35,7 @@ mod log_conformance;
 mod log_support;
 mod nats;
 mod nats_access;
+mod peers;
 mod prometheus;
 mod s3;
 #[allow(

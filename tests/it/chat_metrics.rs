@@ -177,7 +177,10 @@ async fn unknown_instances_and_negative_intervals_are_refused() {
         .await
         .unwrap_err();
     assert_eq!(status.code(), Code::NotFound, "{status:?}");
-    assert_eq!(status.message(), "instance server-02 not found");
+    assert_eq!(
+        status.message(),
+        "instance server-02 not found; there is server-01"
+    );
     assert_eq!(info(&status).0, "NOT_FOUND");
     let resource = status.get_details_resource_info().unwrap();
     assert_eq!(

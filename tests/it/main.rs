@@ -31,6 +31,7 @@ mod docs;
 mod documents;
 mod doors;
 mod drain;
+mod editors;
 mod events;
 mod feedback;
 mod files;

@@ -1,13 +1,10 @@
 //! `chat.ChatService`.
 
 mod convert;
+mod metrics;
 mod session;
 
-use std::time::Duration;
-
 use bytes::BytesMut;
-use futures::{StreamExt as _, stream};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tonic::{Request, Response, Status, Streaming};
 
 use self::{convert::ChatMessages, session::Echoes};
@@ -30,9 +27,6 @@ use crate::{
         chat_service_server::{ChatService, ChatServiceServer},
     },
 };
-
-/// How often measurements are taken when the request does not say.
-const DEFAULT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The service's full name.
 const SERVICE: &str = "chat.ChatService";
@@ -162,41 +156,7 @@ impl ChatService for Chat {
         &self,
         request: Request<MetricsRequest>,
     ) -> Result<Response<Self::StreamMetricsStream>, Status> {
-        let request = request.into_inner();
-        let interval = metrics_interval(&request).map_err(into_status)?;
-        let instance = self.core.instance.clone();
-        if !request.instance_id.is_empty() && request.instance_id != instance.id() {
-            return Err(into_status(Error::NotFound {
-                kind: "instance",
-                name: request.instance_id,
-            }));
-        }
-        let mut ticks = interval_at(Instant::now() + interval, interval);
-        // A reader that comes back gets one measurement of the whole time, not one for each interval it missed.
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let measured = stream::unfold((ticks, instance.sample()), move |(mut ticks, mut since)| {
-            let instance = instance.clone();
-            async move {
-                ticks.tick().await;
-                let metrics: Vec<_> = instance
-                    .measure(&mut since)
-                    .into_iter()
-                    .map(Metric::from)
-                    .collect();
-                Some((stream::iter(metrics.into_iter().map(Ok)), (ticks, since)))
-            }
-        });
-        Ok(Response::new(Box::pin(measured.flatten())))
-    }
-}
-
-fn metrics_interval(request: &MetricsRequest) -> Result<Duration, Error> {
-    match u64::try_from(request.interval_seconds) {
-        Ok(0) => Ok(DEFAULT_INTERVAL),
-        Ok(seconds) => Ok(Duration::from_secs(seconds)),
-        Err(_) => Err(Error::invalid(
-            "interval_seconds",
-            "interval_seconds must not be negative",
-        )),
+        let measured = metrics::stream(&self.core, request.into_inner()).await;
+        measured.map(Response::new).map_err(into_status)
     }
 }

@@ -2,6 +2,7 @@
 
 mod documents;
 mod files;
+mod instances;
 mod publisher;
 mod rooms;
 
@@ -14,5 +15,6 @@ pub(super) fn add(routes: Routes, core: &Core) -> Routes {
     let routes = publisher::add(routes, core);
     let routes = rooms::add(routes, core);
     let routes = files::add(routes, core);
+    let routes = instances::add(routes, core);
     documents::add(routes, core)
 }
