@@ -43,7 +43,7 @@ pub(super) struct Live {
 struct Count {
     /// The last record.
     last: Sequence,
-    /// Updates beside the last snapshot, and their bytes.
+    /// Updates beside the last snapshot, and their bytes; of a document just read, all updates.
     updates: usize,
     bytes: usize,
 }
@@ -78,9 +78,8 @@ impl Live {
                 break;
             }
         }
-        let start = Start::After(Sequence(from.0.saturating_sub(1)));
         Ok(Self {
-            records: documents.topics.subscribe(topic, start, Records).await?,
+            records: follow(documents, topic, from).await?,
             replica: Some(replica),
             count,
         })
@@ -103,10 +102,21 @@ impl Live {
         until: Sequence,
     ) -> Result<(), Error> {
         while let Some(records) = self.next_before(until).await? {
-            self.count.add(&records);
+            self.count(&records);
             self.replay(documents, records).await?;
         }
         Ok(())
+    }
+
+    /// Counts records that came after the copy was read. A snapshot among them is another replica's: it has what was before
+    /// it, and drops that.
+    fn count(&mut self, records: &[Arc<Record>]) {
+        let snapshot = |record: &Arc<Record>| Kind::of(record) == Kind::Snapshot;
+        let after = records.iter().rposition(snapshot);
+        if after.is_some() {
+            (self.count.updates, self.count.bytes) = (0, 0);
+        }
+        self.count.add(&records[after.unwrap_or(0)..]);
     }
 
     /// Further records; `None` when there are none now and everything before `until` was given. `until` lies behind a record
@@ -177,15 +187,10 @@ impl Live {
         state_vector: Bytes,
     ) -> Result<Joined, Error> {
         let (missing, state_vector) = self.missing(documents, state_vector).await?;
-        let after = Sequence(self.records.cursor().0.saturating_sub(1));
-        let records = documents
-            .topics
-            .subscribe(topic, Start::After(after), Records)
-            .await?;
         Ok(Joined {
             missing,
             state_vector,
-            records,
+            records: follow(documents, topic, self.records.cursor()).await?,
         })
     }
 
@@ -298,12 +303,26 @@ impl Live {
             .iter()
             .max()
             .map_or(Sequence::default(), |last| last.next());
+        // They are stored, whatever becomes of the copy.
+        if self.pass(documents, until, &own).await.is_err() {
+            self.replica = None;
+        }
+        Ok(appended)
+    }
+
+    /// Takes what the feed has before `until`; the copy has `own` already.
+    async fn pass(
+        &mut self,
+        documents: &Inner,
+        until: Sequence,
+        own: &HashSet<Sequence>,
+    ) -> Result<(), Error> {
         while let Some(mut records) = self.next_before(until).await? {
-            self.count.add(&records);
+            self.count(&records);
             records.retain(|record| !own.contains(&record.sequence));
             self.replay(documents, records).await?;
         }
-        Ok(appended)
+        Ok(())
     }
 
     /// Stores the document as one and drops what that makes superfluous. A failure is logged: the document is whole without.
@@ -340,6 +359,24 @@ impl Live {
         documents.topics.trim(topic, covered).await?;
         (self.count.updates, self.count.bytes) = (0, 0);
         Ok(())
+    }
+}
+
+/// The records from `from` on.
+///
+/// # Errors
+/// [`log::Error::Trimmed`] also where a subscription would begin with the first retained record instead.
+async fn follow(
+    documents: &Inner,
+    topic: &Topic,
+    from: Sequence,
+) -> Result<Subscription<Records>, Error> {
+    let start = Start::After(Sequence(from.0.saturating_sub(1)));
+    let records = documents.topics.subscribe(topic, start, Records).await?;
+    let first = records.cursor();
+    match first > from {
+        true => Err(Error::Log(log::Error::Trimmed { first })),
+        false => Ok(records),
     }
 }
 

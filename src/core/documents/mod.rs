@@ -15,6 +15,11 @@
 //! applying an update twice is applying it once. Replaying is applying all that is retained, so neither a crash between
 //! snapshot and trim nor a record in between is ever a question.
 //!
+//! Every replica compacts, and any number may at once: each drops only what its own snapshot covers, so what is retained is
+//! always the whole. Whoever reads meanwhile may find that what it wants to read was just dropped; it begins again
+//! ([`TRIES`] times), and finds it in the snapshot. A snapshot of another replica begins the count of updates anew, so that
+//! they do not all compact what one of them has.
+//!
 //! Bounds: `documents.max_open` documents in memory, `documents.max_size` bytes each; as many threads at work as cores; one
 //! update of a document under way at a time, with what arrived together in one batch.
 
@@ -46,6 +51,9 @@ use crate::{
     log::{EventTime, NewRecord, Record, Sequence, Topic},
     telemetry::trace,
 };
+
+/// How often a reader begins again while others compact a document.
+const TRIES: usize = 10;
 
 /// What kind of record a document has. The numbers are stored: never change one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -260,10 +268,17 @@ impl Document {
     /// # Errors
     /// [`Error::Invalid`] of field `state_vector`, or what the log reports.
     pub async fn join(&self, state_vector: Bytes) -> Result<Joined, Error> {
-        let joined = self.with(|live, documents, topic| {
-            Box::pin(async move { live.join(documents, topic, state_vector).await })
-        });
-        joined.await?
+        for _ in 0..TRIES {
+            let state_vector = state_vector.clone();
+            let joined = self.with(|live, documents, topic| {
+                Box::pin(async move { live.join(documents, topic, state_vector).await })
+            });
+            let joined = joined.await?;
+            if !is_overtaken(&joined) {
+                return joined;
+            }
+        }
+        Err(overtaken(self.topic()))
     }
 
     /// What someone with this state vector lacks (empty: everything), as one update.
@@ -336,8 +351,27 @@ async fn caught_up(live: Option<Live>, documents: &Inner, topic: &Topic) -> Resu
     {
         return Ok(live);
     }
-    Live::load(documents, topic).await
+    for _ in 0..TRIES {
+        let loaded = Live::load(documents, topic).await;
+        if !is_overtaken(&loaded) {
+            return loaded;
+        }
+    }
+    Err(overtaken(topic))
 }
 
+/// Whether a compaction dropped what was to be read.
+const fn is_overtaken<T>(read: &Result<T, Error>) -> bool {
+    matches!(read, Err(Error::Log(crate::log::Error::Trimmed { .. })))
+}
+
+/// It may work in a moment.
+fn overtaken(topic: &Topic) -> Error {
+    let why = format!("others compact {topic} all the time");
+    Error::Log(crate::log::Error::Unavailable(why))
+}
+
+#[cfg(test)]
+mod racing;
 #[cfg(test)]
 mod tests;

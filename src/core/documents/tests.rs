@@ -13,7 +13,7 @@ use crate::{
     telemetry::{Metrics, Traces},
 };
 
-fn documents_on(engine: Arc<dyn Engine>, config: &config::Documents) -> Documents {
+pub(super) fn documents_on(engine: Arc<dyn Engine>, config: &config::Documents) -> Documents {
     let traces = Traces::off();
     let hub = Hub::new(
         Arc::clone(&engine),
@@ -24,18 +24,18 @@ fn documents_on(engine: Arc<dyn Engine>, config: &config::Documents) -> Document
     Documents::new(Topics::new(engine, hub, traces), config, usize::MAX)
 }
 
-fn engine() -> Arc<dyn Engine> {
+pub(super) fn engine() -> Arc<dyn Engine> {
     Arc::new(memory::Memory::new(memory::Options::new(
         &config::Log::default(),
         Metrics::new(),
     )))
 }
 
-fn topic(name: &str) -> Topic {
+pub(super) fn topic(name: &str) -> Topic {
     Topic::new(Space::Document, name).unwrap()
 }
 
-fn change(update: impl Into<Bytes>) -> Change {
+pub(super) fn change(update: impl Into<Bytes>) -> Change {
     Change {
         user: Name::new("ann").unwrap(),
         id: "one".into(),
@@ -46,7 +46,7 @@ fn change(update: impl Into<Bytes>) -> Change {
 }
 
 /// An editor that counts text as Yjs does.
-fn new_editor() -> Doc {
+pub(super) fn new_editor() -> Doc {
     Doc::with_options(yrs::Options {
         offset_kind: yrs::OffsetKind::Utf16,
         ..yrs::Options::default()
@@ -60,7 +60,7 @@ fn everything(doc: &Doc) -> Vec<u8> {
 }
 
 /// What an edit of the text brings.
-fn typed(doc: &Doc, at: u32, text: &str) -> Vec<u8> {
+pub(super) fn typed(doc: &Doc, at: u32, text: &str) -> Vec<u8> {
     let content = doc.get_or_insert_text("content");
     let mut transaction = doc.transact_mut();
     content.insert(&mut transaction, at, text);
@@ -84,11 +84,11 @@ fn text_of(state: &[u8]) -> String {
     content.get_string(&transaction)
 }
 
-async fn text(document: &Document) -> String {
+pub(super) async fn text(document: &Document) -> String {
     text_of(&document.state().await.unwrap().update)
 }
 
-async fn apply(document: &Document, update: Vec<u8>) -> Saved {
+pub(super) async fn apply(document: &Document, update: Vec<u8>) -> Saved {
     let (saved, error) = document.apply(vec![change(update)]).await;
     assert_eq!(error, None);
     saved[0]
@@ -268,7 +268,7 @@ async fn a_caller_that_is_not_polled_holds_nobody_up() {
     assert_eq!(text(&document).await.len(), 4);
 }
 
-async fn stored(documents: &Documents, topic: &Topic) -> (usize, usize) {
+pub(super) async fn stored(documents: &Documents, topic: &Topic) -> (usize, usize) {
     let bounds = documents.0.topics.bounds(topic).await.unwrap();
     let limit = crate::log::Limit {
         records: usize::MAX,
