@@ -2,23 +2,27 @@
 
 use std::net::SocketAddr;
 
-use tokio::process::Command;
+use tokio::{process::Command, task::JoinSet};
 use tonic::{Code, Status, Streaming, transport::Channel};
-use weir::proto::{
-    chat::{Metric, MetricsRequest},
-    streaming::v1::{Presence, collaboration_event::Event},
-    weir::v1::{
-        InstanceState, JoinRequest, ListInstancesRequest, ListInstancesResponse, RoomEvent,
-        TypingRequest, instances_client::InstancesClient, room_event, rooms_client::RoomsClient,
+use weir::{
+    client::TextDocument,
+    proto::{
+        chat::{Metric, MetricsRequest},
+        streaming::v1::{Presence, collaboration_event::Event},
+        weir::v1::{
+            GetDocumentRequest, InstanceState, JoinRequest, ListInstancesRequest,
+            ListInstancesResponse, RoomEvent, TypingRequest, instances_client::InstancesClient,
+            room_event, rooms_client::RoomsClient,
+        },
     },
 };
 
 use crate::{
-    editors::{Editor, awareness, state_vector, sync},
+    editors::{Editor, awareness, documents, state_vector, sync, text},
     jetstream::serve,
     nats::{Nats, SETTINGS},
     support::{
-        self, TestServer, end,
+        self, Settings, TestServer, end,
         errors::{info, retry_after},
         follow, next, send,
         server::{binary, http_get, lasting_address},
@@ -360,4 +364,170 @@ async fn foreign_messages_are_counted_and_break_nothing() {
     types(&one, "hall", "ann").await;
     assert_eq!(typing(&mut there).await, "ann");
     assert_eq!(instances(&one).await.unwrap().instances.len(), 2);
+}
+
+/// Settings of a replica that compacts all the time.
+fn compacting(nats: &Nats, name: &str) -> Settings {
+    serve(nats, name).set("documents.compact_after", 3)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn editors_on_two_replicas_converge_over_offline_edits_and_a_killed_replica() {
+    let nats = Nats::start();
+    let mut one = TestServer::with(compacting(&nats, "one")).await;
+    let two = TestServer::with(compacting(&nats, "two")).await;
+    let mut ann = Editor::join(&one, "ann", "a").await;
+    let mut bob = Editor::join(&two, "bob", "a").await;
+    let mut written = 0;
+    for round in 0..4 {
+        ann.append("a", &format!("<ann {round}>")).await;
+        bob.append("a", &format!("<bob {round}>")).await;
+        written += 2;
+        alike(&mut ann, &mut bob, written).await;
+        // Both edit without a connection, at the same place, and come back at once.
+        let both = [ann, bob].map(|editor| {
+            let Editor { user, document, .. } = editor;
+            for number in 0..10 {
+                drop(document.append(&format!("<{user} {round} {number}>")));
+            }
+            (user, document)
+        });
+        written += 20;
+        let [(_, anns), (_, bobs)] = both;
+        let back = async |server, user, document| {
+            let mut editor = Editor::silent(server, user).await;
+            editor.document = document;
+            editor.enter("a").await;
+            editor
+        };
+        (ann, bob) = tokio::join!(back(&one, "ann", anns), back(&two, "bob", bobs));
+        alike(&mut ann, &mut bob, written).await;
+    }
+    // What ann has not sent goes to the other replica, and so does ann.
+    ann.append("a", "<saved>").await;
+    let unsent = ann.document.clone();
+    one.kill().await;
+    drop(unsent.append("<unsent>"));
+    let mut ann = Editor::silent(&two, "ann").await;
+    ann.document = unsent;
+    ann.enter("a").await;
+    alike(&mut ann, &mut bob, written + 2).await;
+    let one = one.restart().await;
+    assert_eq!(text(&one, "a").await, ann.document.text());
+    let mut ann = Editor::join(&one, "ann", "a").await;
+    ann.append("a", "<again>").await;
+    alike(&mut ann, &mut bob, written + 3).await;
+}
+
+/// Waits until both have so many pieces; then their texts are the same.
+async fn alike(one: &mut Editor, other: &mut Editor, pieces: usize) {
+    for editor in [&mut *one, &mut *other] {
+        while editor.document.text().matches('<').count() < pieces {
+            let event = next(&mut editor.hear).await;
+            editor.document.hear(&event).unwrap();
+        }
+    }
+    assert_eq!(one.document.text(), other.document.text());
+    assert_eq!(one.document.text().matches('<').count(), pieces);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_that_compact_at_the_same_time_lose_no_edit() {
+    const EDITS: usize = 60;
+    let nats = Nats::start();
+    let one = TestServer::with(compacting(&nats, "one")).await;
+    let two = TestServer::with(compacting(&nats, "two")).await;
+    // Keeps no document in memory while it reads another: it reads each anew, while the others compact.
+    let reading = compacting(&nats, "three").set("documents.max_open", 1);
+    let three = TestServer::with(reading).await;
+    let mut writers = JoinSet::new();
+    for (server, user) in [(&one, "a"), (&one, "b"), (&two, "c"), (&two, "d")] {
+        let mut editor = Editor::join(server, user, "doc").await;
+        writers.spawn(async move {
+            for _ in 0..EDITS {
+                editor.append("doc", &format!("<{user}>")).await;
+            }
+            editor
+        });
+    }
+    let mut read = 0;
+    let mut editors = Vec::new();
+    while !writers.is_empty() {
+        tokio::select! {
+            Some(editor) = writers.join_next() => editors.push(editor.unwrap()),
+            text = reread(&three) => {
+                // What was there once stays.
+                let pieces = text.matches('<').count();
+                assert!(pieces >= read, "{pieces} after {read}");
+                read = pieces;
+            }
+        }
+    }
+    for editor in &mut editors {
+        while editor.document.text().matches('<').count() < 4 * EDITS {
+            let event = next(&mut editor.hear).await;
+            editor.document.hear(&event).unwrap();
+        }
+    }
+    let wanted = editors[0].document.text();
+    for user in ["<a>", "<b>", "<c>", "<d>"] {
+        assert_eq!(wanted.matches(user).count(), EDITS, "{user}");
+    }
+    assert!(
+        editors
+            .iter()
+            .all(|editor| editor.document.text() == wanted)
+    );
+    for server in [&one, &two, &three] {
+        let all = support::eventually("the replica has come by it", || async {
+            let text = text(server, "doc").await;
+            (text.len() == wanted.len()).then_some(text)
+        });
+        assert_eq!(all.await, wanted);
+    }
+}
+
+/// The document as a replica has it that read another one in between.
+async fn reread(server: &TestServer) -> String {
+    let mut documents = documents(server).await;
+    let other = GetDocumentRequest {
+        document_id: "another".into(),
+    };
+    let none = documents.get_document(other).await;
+    assert_eq!(none.unwrap_err().code(), Code::NotFound);
+    let request = GetDocumentRequest {
+        document_id: "doc".into(),
+    };
+    match documents.get_document(request).await {
+        Ok(got) => {
+            let copy = TextDocument::new("content");
+            copy.apply(&got.into_inner().state).unwrap();
+            copy.text()
+        }
+        // Nobody wrote yet.
+        Err(status) if status.code() == Code::NotFound => String::new(),
+        Err(status) => panic!("{status:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_of_the_same_name_is_warned_of_and_listed() {
+    let nats = Nats::start();
+    let first = TestServer::with(serve(&nats, "one")).await;
+    let logs = tempfile::tempdir().unwrap();
+    let path = logs.path().join("log");
+    let log = std::fs::File::create(&path).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let second = TestServer::starting(dir, serve(&nats, "one"), log.into()).await;
+    second.ready().await;
+    let told = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        told.contains("another instance on this NATS has the same name"),
+        "{told}"
+    );
+    for server in [&first, &second] {
+        let listed = instances(server).await.unwrap().instances;
+        let names = listed.iter().map(|one| one.instance_id.as_str());
+        assert_eq!(names.collect::<Vec<_>>(), ["one", "one"]);
+    }
 }
