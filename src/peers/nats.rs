@@ -10,8 +10,8 @@
 //! once at a time. They come back by themselves after NATS was away.
 //!
 //! Bounds: [`OUTGOING`] signals wait to be sent, and none while the connection is broken, because a signal is about now; the
-//! library holds what arrives faster than it is taken in (16,384 messages of each subscription). Of everyone's answers
-//! [`INSTANCES`] are taken.
+//! library holds what arrives faster than it is taken in (16,384 messages of each subscription), and what it drops beyond
+//! that nobody counts. Of everyone's answers [`INSTANCES`] are taken.
 
 use std::{
     sync::{
