@@ -1,11 +1,14 @@
 //! The connection to NATS that an instance has when its log is on JetStream: one, shared by the log, the files and the registry.
 
+pub(crate) mod stream;
+
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use async_nats::{Client, ConnectOptions, Event, ServerAddr};
 use percent_encoding::percent_decode_str;
 use tokio::{sync::watch, time::Instant};
 
+use self::stream::{Failure, Stream};
 use crate::{
     config::{self, Config},
     log::OpenError,
@@ -79,6 +82,27 @@ impl Nats {
         attempt: impl AsyncFnMut() -> Result<T, Attempt>,
     ) -> Result<T, OpenError> {
         retry(self.deadline, attempt).await
+    }
+
+    /// The way to the stream of this name.
+    pub(crate) fn stream(&self, name: String) -> Stream {
+        Stream {
+            client: self.client.clone(),
+            name,
+            timeout: self.settings.timeout,
+            is_single: self.settings.replicas == 1,
+        }
+    }
+
+    /// What a failed request means for the start.
+    pub(crate) fn attempt(&self, failure: Failure) -> Attempt {
+        match failure {
+            Failure::Refused(refusal) => Attempt::Hopeless(self.error(refusal.description)),
+            Failure::NoResponders => Attempt::Later(self.error(
+                "JetStream does not answer: start the server with JetStream (-js) and allow it for this account".into(),
+            )),
+            Failure::Unknown(cause) => Attempt::Later(self.error(cause)),
+        }
     }
 
     /// What is wrong with NATS, for the person who starts the service.

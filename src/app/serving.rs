@@ -200,7 +200,7 @@ impl Serving {
         let topics = Topics::new(Arc::clone(engine), hub.clone(), self.traces.clone());
         let own = self.own_feeds(engine).await;
         let presence = self.open_presence(&topics, own).await?;
-        let (files, are_found) = self.open_files().await?;
+        let (files, are_found) = self.open_files(nats.as_ref()).await?;
         self.gate
             .open(&self.core(topics, own, presence.clone(), files.clone(), peers)?);
         let mut tasks = self.core_tasks(engine, hub, own);
@@ -289,10 +289,10 @@ impl Serving {
     }
 
     /// The files, and whether what is stored was counted: a store that cannot be reached keeps nobody from chatting.
-    async fn open_files(&self) -> Result<(Files, bool), Error> {
+    async fn open_files(&self, nats: Option<&Nats>) -> Result<(Files, bool), Error> {
         let (settings, log) = (self.config.files.clone(), &self.config.log);
-        let files =
-            Files::new(settings, log, self.http, self.metrics.clone()).map_err(Error::Files)?;
+        let files = Files::open(settings, log, nats, self.http, self.metrics.clone());
+        let files = files.await.map_err(Error::Files)?;
         let found = tokio::time::timeout(FILES_PATIENCE, files.recover()).await;
         if !matches!(found, Ok(Ok(()))) {
             tracing::warn!(?found, "the files are not counted yet");

@@ -57,19 +57,35 @@ impl Local {
         let hasher = from.hasher()?;
         let committed = from.committed;
         let opened = {
-            let (target, path) = (target.clone(), path.clone());
+            let path = path.clone();
             move || open(&path, &target, committed)
         };
         let file = blocking(opened).await?;
         Ok(Staging::from(LocalStaging {
             path,
-            target,
             file: Arc::new(file),
             min_free: self.min_free,
             hasher,
             written: committed,
             flushed: committed,
         }))
+    }
+
+    pub(super) async fn publish(&self, key: &str, scratch: &str, size: u64) -> Result<(), Error> {
+        let (target, path) = (self.root.join(key), self.root.join(scratch));
+        blocking(move || {
+            let is_whole = |path: &Path| fs::metadata(path).is_ok_and(|found| found.len() == size);
+            if is_whole(&path) {
+                fs::rename(&path, &target)?;
+            } else if !is_whole(&target) {
+                return Err(Error::Corrupt("a staged file is not whole".into()));
+            }
+            if let Some(directory) = target.parent() {
+                File::open(directory)?.sync_all()?;
+            }
+            Ok(())
+        })
+        .await
     }
 }
 
@@ -92,7 +108,6 @@ fn open(path: &Path, target: &Path, committed: u64) -> Result<File, Error> {
 /// A blob being written to a file.
 pub(super) struct LocalStaging {
     path: PathBuf,
-    target: PathBuf,
     file: Arc<File>,
     min_free: u64,
     hasher: Sha256,
@@ -150,7 +165,7 @@ impl LocalStaging {
         let checkpoint = Checkpoint {
             committed: self.written,
             hash: saved(&self.hasher),
-            multipart: None,
+            ..Checkpoint::default()
         };
         blocking(move || {
             file.sync_data()?;
@@ -158,16 +173,8 @@ impl LocalStaging {
         })
     }
 
-    pub(super) async fn publish(self) -> Result<(), Error> {
-        blocking(move || {
-            self.file.sync_all()?;
-            fs::rename(&self.path, &self.target)?;
-            if let Some(directory) = self.target.parent() {
-                File::open(directory)?.sync_all()?;
-            }
-            Ok(())
-        })
-        .await
+    pub(super) async fn seal(self) -> Result<Checkpoint, Error> {
+        self.flush().await
     }
 
     pub(super) async fn discard(self) -> Result<(), Error> {

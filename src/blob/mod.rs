@@ -1,19 +1,24 @@
-//! Where the bytes of files are: a directory or S3.
+//! Where the bytes of files are: a directory, S3 or JetStream.
 //!
 //! Owns small objects (written whole, replaced atomically), blobs (written once through a [`Staging`], visible only when
-//! published) and ranged reads. Knows nothing of what is stored. Keys are made by the caller from its own ids, never from a
-//! client's text.
+//! published) and ranged reads. Knows nothing of what is stored. Keys are `directory/name`, made by the caller from its own
+//! ids, never from a client's text.
 //!
 //! ```text
-//! stage ─▶ write … write ─▶ publish ─▶ the blob can be read
+//! stage ─▶ write … write ─▶ seal ─▶ publish ─▶ the blob can be read
 //!              │ checkpoint: what is durable, and how to go on from there
 //!              └─ process ends ─▶ resume(checkpoint) ─▶ write …
 //! ```
+//!
+//! Several processes may share a store that [is shared](Store::is_shared). Who changes an object there names the version it
+//! knows, and is refused when another process was faster: that is what keeps two from going on with one blob.
 
+mod jetstream;
 mod local;
 mod reader;
 mod remote;
 mod staging;
+mod version;
 
 use std::{io, path::Path, sync::Arc, time::SystemTime};
 
@@ -24,8 +29,10 @@ use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload, path::Path as K
 pub use reader::Reader;
 pub(crate) use staging::hex;
 pub use staging::{Checkpoint, Staging};
+pub use version::Version;
 
-use self::{local::Local, remote::Remote};
+use self::{jetstream::Jetstream, local::Local, remote::Remote};
+use crate::nats::Nats;
 
 /// Why the store refused or failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +46,9 @@ pub enum Error {
     /// What is stored does not read back.
     #[error("a stored file does not read back: {0}")]
     Corrupt(String),
+    /// The object has another version than the one named: somebody else changed it.
+    #[error("another process changed what is stored")]
+    Conflict,
 }
 
 impl From<io::Error> for Error {
@@ -84,41 +94,72 @@ pub struct Store(Arc<Kind>);
 enum Kind {
     Local(Local),
     Remote(Remote),
+    Jetstream(Jetstream),
+}
+
+/// Where objects are that a library reads and writes.
+struct Objects<'a> {
+    store: &'a dyn ObjectStore,
+    /// S3, if it is there.
+    remote: Option<&'a Remote>,
+}
+
+impl Objects<'_> {
+    fn key(&self, key: &str) -> Key {
+        self.remote
+            .map_or_else(|| Key::from(key), |remote| remote.key(key))
+    }
+}
+
+/// The store's own way to objects.
+enum Access<'a> {
+    Objects(Objects<'a>),
+    Jetstream(&'a Jetstream),
 }
 
 impl Store {
-    /// The store at `location`: `s3://bucket/prefix` or a directory; empty: the directory `default`. On a directory, writes
-    /// are refused while less than `min_free` bytes of its disk are free. A directory is made with the first use.
+    /// The store at `location`: `s3://bucket/prefix` or a directory; empty: JetStream where there is `nats`, else the
+    /// directory `default`. On a directory, writes are refused while less than `min_free` bytes of its disk are free. A
+    /// directory is made with the first use, buckets of JetStream now.
     ///
     /// # Errors
-    /// The location is malformed, or the environment's `AWS_` variables do not fit together.
-    pub fn open(location: &str, default: &Path, min_free: u64) -> Result<Self, String> {
-        let kind = match location {
-            "" => Kind::Local(Local::new(default, min_free)),
-            remote if remote.starts_with("s3://") => Kind::Remote(Remote::new(remote)?),
-            directory => Kind::Local(Local::new(Path::new(directory), min_free)),
+    /// The location is malformed, the environment's `AWS_` variables do not fit together, or JetStream has no fit buckets.
+    pub async fn open(
+        location: &str,
+        default: &Path,
+        min_free: u64,
+        nats: Option<&Nats>,
+    ) -> Result<Self, String> {
+        let kind = match (location, nats) {
+            ("", Some(nats)) => {
+                let opened = Jetstream::open(nats).await;
+                Kind::Jetstream(opened.map_err(|error| error.to_string())?)
+            }
+            ("", None) => Kind::Local(Local::new(default, min_free)),
+            (remote, _) if remote.starts_with("s3://") => Kind::Remote(Remote::new(remote)?),
+            (directory, _) => Kind::Local(Local::new(Path::new(directory), min_free)),
         };
         Ok(Self(Arc::new(kind)))
     }
 
-    /// Whether what a crash leaves of a staging can only be found by its checkpoint.
+    /// Whether other processes may use it at the same time.
     #[must_use]
-    pub fn is_remote(&self) -> bool {
-        matches!(*self.0, Kind::Remote(_))
+    pub fn is_shared(&self) -> bool {
+        !matches!(*self.0, Kind::Local(_))
     }
 
-    fn objects(&self) -> Result<&dyn ObjectStore, Error> {
-        match &*self.0 {
-            Kind::Local(local) => local.objects(),
-            Kind::Remote(remote) => Ok(remote.objects()),
-        }
-    }
-
-    fn key(&self, key: &str) -> Key {
-        match &*self.0 {
-            Kind::Local(_) => Key::from(key),
-            Kind::Remote(remote) => remote.key(key),
-        }
+    fn access(&self) -> Result<Access<'_>, Error> {
+        Ok(match &*self.0 {
+            Kind::Local(local) => Access::Objects(Objects {
+                store: local.objects()?,
+                remote: None,
+            }),
+            Kind::Remote(remote) => Access::Objects(Objects {
+                store: remote.objects(),
+                remote: Some(remote),
+            }),
+            Kind::Jetstream(jetstream) => Access::Jetstream(jetstream),
+        })
     }
 
     /// Writes an object; durable and whole when this returns, the old one before.
@@ -126,8 +167,15 @@ impl Store {
     /// # Errors
     /// What the storage reports.
     pub async fn put(&self, key: &str, bytes: Vec<u8>) -> Result<(), Error> {
-        let payload = PutPayload::from(bytes);
-        self.objects()?.put(&self.key(key), payload).await?;
+        match self.access()? {
+            Access::Objects(objects) => {
+                let payload = PutPayload::from(bytes);
+                objects.store.put(&objects.key(key), payload).await?;
+            }
+            Access::Jetstream(jetstream) => {
+                jetstream.put(key, bytes.into(), None).await?;
+            }
+        }
         Ok(())
     }
 
@@ -136,56 +184,115 @@ impl Store {
     /// # Errors
     /// What the storage reports.
     pub async fn get(&self, key: &str) -> Result<Option<Bytes>, Error> {
-        let objects = self.objects()?;
-        let key = self.key(key);
-        let found = async { objects.get(&key).await?.bytes().await };
-        Ok(present(found.await)?)
+        Ok(self.get_version(key).await?.map(|(bytes, _)| bytes))
     }
 
-    /// Deletes an object or a blob; one that is not there is fine.
+    /// Deletes an object; one that is not there is fine.
     ///
     /// # Errors
     /// What the storage reports.
     pub async fn delete(&self, key: &str) -> Result<(), Error> {
-        present(self.objects()?.delete(&self.key(key)).await)?;
-        Ok(())
+        match self.access()? {
+            Access::Objects(objects) => {
+                present(objects.store.delete(&objects.key(key)).await)?;
+                Ok(())
+            }
+            Access::Jetstream(jetstream) => jetstream.delete(key, None).await,
+        }
     }
 
-    /// Objects of the directory `dir` whose names come after `after`, in name order.
+    /// Deletes a blob; one that is not there is fine.
+    ///
+    /// # Errors
+    /// What the storage reports; the blob may be deleted in part then.
+    pub async fn delete_blob(&self, key: &str) -> Result<(), Error> {
+        match &*self.0 {
+            Kind::Local(_) | Kind::Remote(_) => self.delete(key).await,
+            Kind::Jetstream(jetstream) => jetstream.delete_blob(key).await,
+        }
+    }
+
+    /// Names of the objects in the directory `dir` that come after `after`, in order.
     ///
     /// # Errors
     /// What the storage reports, as an item.
-    pub fn list(
-        &self,
-        dir: &str,
-        after: Option<&str>,
-    ) -> BoxStream<'static, Result<Listed, Error>> {
-        let objects = match self.objects() {
-            Ok(objects) => objects,
+    pub fn names(&self, dir: &str, after: Option<&str>) -> BoxStream<'_, Result<String, Error>> {
+        let objects = match self.access() {
+            Ok(Access::Objects(objects)) => objects,
+            Ok(Access::Jetstream(jetstream)) => {
+                let names = jetstream.names(dir.to_owned());
+                return in_order(names, after);
+            }
             Err(error) => return futures::stream::iter([Err(error)]).boxed(),
         };
-        let prefix = self.key(dir);
+        let prefix = objects.key(dir);
         let listed = match after {
             Some(after) => {
-                objects.list_with_offset(Some(&prefix), &self.key(&format!("{dir}/{after}")))
+                let after = objects.key(&format!("{dir}/{after}"));
+                objects.store.list_with_offset(Some(&prefix), &after)
             }
-            None => objects.list(Some(&prefix)),
+            None => objects.store.list(Some(&prefix)),
         };
-        let listed = listed.map_err(Error::from).map_ok(|meta| Listed {
-            name: meta.location.filename().unwrap_or_default().to_owned(),
-            size: meta.size,
-            modified: meta.last_modified.into(),
-        });
-        match &*self.0 {
+        let name = |meta: object_store::ObjectMeta| meta.location.filename().map(str::to_owned);
+        let names = listed
+            .map_err(Error::from)
+            .try_filter_map(move |meta| futures::future::ready(Ok(name(meta))));
+        match objects.remote {
             // A directory lists in no order.
-            Kind::Local(_) => futures::stream::once(async move {
-                let mut all: Vec<Listed> = listed.try_collect().await?;
-                all.sort_by(|a, b| a.name.cmp(&b.name));
-                Ok::<_, Error>(futures::stream::iter(all.into_iter().map(Ok)))
-            })
-            .try_flatten()
-            .boxed(),
-            Kind::Remote(_) => listed.boxed(),
+            None => in_order(names.try_collect(), after),
+            Some(_) => names.boxed(),
+        }
+    }
+
+    /// The objects of the directory `dir`, in no order. Another process's newest may be missing.
+    ///
+    /// # Errors
+    /// What the storage reports, as an item.
+    pub fn list(&self, dir: &str) -> BoxStream<'static, Result<Listed, Error>> {
+        match self.access() {
+            Ok(Access::Objects(objects)) => {
+                let listed = objects.store.list(Some(&objects.key(dir)));
+                let listed = listed.map_err(Error::from).map_ok(|meta| Listed {
+                    name: meta.location.filename().unwrap_or_default().to_owned(),
+                    size: meta.size,
+                    modified: meta.last_modified.into(),
+                });
+                listed.boxed()
+            }
+            Ok(Access::Jetstream(jetstream)) => jetstream.list(dir),
+            Err(error) => futures::stream::iter([Err(error)]).boxed(),
+        }
+    }
+
+    /// The published blobs of the directory `dir`, as [`Self::list`] has objects.
+    pub fn blobs(&self, dir: &str) -> BoxStream<'static, Result<Listed, Error>> {
+        match &*self.0 {
+            Kind::Local(_) | Kind::Remote(_) => self.list(dir),
+            Kind::Jetstream(jetstream) => jetstream.blobs(),
+        }
+    }
+
+    /// What of blobs lies around, published or not: the names of scratches of the directory `dir` that are files of their
+    /// own, of blobs where their chunks can be listed. What lies on S3 is known by its checkpoint only.
+    ///
+    /// # Errors
+    /// What the storage reports.
+    pub async fn staged(&self, dir: &str) -> Result<Vec<String>, Error> {
+        match &*self.0 {
+            Kind::Local(_) => self.names(dir, None).try_collect().await,
+            Kind::Remote(_) => Ok(Vec::new()),
+            Kind::Jetstream(jetstream) => jetstream.staged().await,
+        }
+    }
+
+    /// Drops what [`Self::staged`] named.
+    ///
+    /// # Errors
+    /// What the storage reports.
+    pub async fn drop_staged(&self, key: &str) -> Result<(), Error> {
+        match &*self.0 {
+            Kind::Local(_) | Kind::Remote(_) => self.delete(key).await,
+            Kind::Jetstream(jetstream) => jetstream.delete_chunks(key).await,
         }
     }
 
@@ -197,6 +304,7 @@ impl Store {
         match &*self.0 {
             Kind::Local(local) => local.read(key, from).await,
             Kind::Remote(remote) => remote.read(key, from, until).await,
+            Kind::Jetstream(jetstream) => jetstream.read(key, from, until).await,
         }
     }
 
@@ -221,8 +329,37 @@ impl Store {
         match &*self.0 {
             Kind::Local(local) => local.stage(key, scratch, from).await,
             Kind::Remote(remote) => remote.stage(key, from).await,
+            Kind::Jetstream(jetstream) => jetstream.stage(key, from).await,
         }
     }
+
+    /// Makes readable, in one step, the blob whose sealed checkpoint this is. May be repeated, by another process too.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] when what the checkpoint says is not there, or what the storage reports.
+    pub async fn publish(&self, key: &str, scratch: &str, whole: &Checkpoint) -> Result<(), Error> {
+        match &*self.0 {
+            Kind::Local(local) => local.publish(key, scratch, whole.committed).await,
+            Kind::Remote(remote) => remote.publish(key, whole).await,
+            Kind::Jetstream(jetstream) => jetstream.publish(key, whole).await,
+        }
+    }
+}
+
+/// The names after `after`, sorted.
+fn in_order<'a>(
+    names: impl Future<Output = Result<Vec<String>, Error>> + Send + 'a,
+    after: Option<&str>,
+) -> BoxStream<'a, Result<String, Error>> {
+    let after = after.map(str::to_owned);
+    futures::stream::once(async move {
+        let mut names = names.await?;
+        names.retain(|name| after.as_ref().is_none_or(|after| name > after));
+        names.sort();
+        Ok::<_, Error>(futures::stream::iter(names.into_iter().map(Ok)))
+    })
+    .try_flatten()
+    .boxed()
 }
 
 /// `None` for what is not there.

@@ -15,8 +15,8 @@ enum Kind {
         file: Arc<File>,
         at: u64,
     },
-    Remote {
-        stream: BoxStream<'static, object_store::Result<Bytes>>,
+    Stream {
+        stream: BoxStream<'static, Result<Bytes, Error>>,
         rest: Bytes,
     },
 }
@@ -29,8 +29,8 @@ impl Reader {
         })
     }
 
-    pub(super) fn remote(stream: BoxStream<'static, object_store::Result<Bytes>>) -> Self {
-        Self(Kind::Remote {
+    pub(super) fn stream(stream: BoxStream<'static, Result<Bytes, Error>>) -> Self {
+        Self(Kind::Stream {
             stream,
             rest: Bytes::new(),
         })
@@ -56,7 +56,7 @@ impl Reader {
                 }
                 .boxed()
             }
-            Kind::Remote { stream, rest } => from_stream(stream, rest, buffer, spans).boxed(),
+            Kind::Stream { stream, rest } => from_stream(stream, rest, buffer, spans).boxed(),
         }
     }
 }
@@ -76,7 +76,7 @@ fn from_file(
 }
 
 async fn from_stream(
-    mut stream: BoxStream<'static, object_store::Result<Bytes>>,
+    mut stream: BoxStream<'static, Result<Bytes, Error>>,
     mut rest: Bytes,
     mut buffer: BytesMut,
     spans: Vec<Range<usize>>,
@@ -94,7 +94,7 @@ async fn from_stream(
             span.start += length;
         }
     }
-    Ok((Reader(Kind::Remote { stream, rest }), buffer))
+    Ok((Reader(Kind::Stream { stream, rest }), buffer))
 }
 
 /// Opens the file for reading; `None` when there is none.

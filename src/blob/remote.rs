@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures::{FutureExt as _, future::BoxFuture};
+use futures::{FutureExt as _, StreamExt as _, TryStreamExt as _, future::BoxFuture};
 use object_store::{
-    GetOptions, GetRange, ObjectStore, PutPayload, RetryConfig,
+    GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, PutPayload, RetryConfig,
     aws::{AmazonS3, AmazonS3Builder},
     multipart::{MultipartStore as _, PartId},
     path::Path as Key,
@@ -78,14 +78,34 @@ impl Remote {
     ) -> Result<Option<Reader>, Error> {
         if from >= until {
             // S3 has no empty range.
-            return Ok(Some(Reader::remote(Box::pin(futures::stream::empty()))));
+            return Ok(Some(Reader::stream(Box::pin(futures::stream::empty()))));
         }
         let options = GetOptions {
             range: Some(GetRange::Bounded(from..until)),
             ..GetOptions::default()
         };
         let got = present(self.store.get_opts(&self.key(key), options).await)?;
-        Ok(got.map(|got| Reader::remote(got.into_stream())))
+        Ok(got.map(|got| Reader::stream(got.into_stream().map_err(Error::from).boxed())))
+    }
+
+    pub(super) async fn publish(&self, key: &str, whole: &Checkpoint) -> Result<(), Error> {
+        let target = self.key(key);
+        let lost = || Error::Corrupt("the parts of an upload are gone".into());
+        let multipart = whole.multipart.as_ref().ok_or_else(lost)?;
+        let ids = multipart.parts.iter().cloned();
+        let parts = ids.map(|content_id| PartId { content_id }).collect();
+        let completed = self
+            .store
+            .complete_multipart(&target, &multipart.id, parts)
+            .await;
+        if present(completed)?.is_none() {
+            // Somebody completed it before.
+            let found = present(self.store.head(&target).await)?;
+            found
+                .filter(|found| found.size == whole.committed)
+                .ok_or_else(lost)?;
+        }
+        Ok(())
     }
 
     pub(super) async fn stage(&self, key: &str, from: Checkpoint) -> Result<Staging, Error> {
@@ -105,6 +125,7 @@ impl Remote {
                 committed: from.committed,
                 hash: from.hash,
                 multipart: Some(multipart),
+                ..Checkpoint::default()
             },
             is_news: true,
             pending: BytesMut::new(),
@@ -230,21 +251,14 @@ impl RemoteStaging {
         Ok(self.durable.clone())
     }
 
-    pub(super) async fn publish(mut self) -> Result<(), Error> {
+    pub(super) async fn seal(mut self) -> Result<Checkpoint, Error> {
         self.sent().await?;
         let is_empty = self.multipart()?.parts.is_empty();
         if !self.pending.is_empty() || is_empty {
             self.send().await?;
             self.sent().await?;
         }
-        let multipart = self.multipart()?;
-        let ids = multipart.parts.drain(..);
-        let parts = ids.map(|content_id| PartId { content_id }).collect();
-        let id = multipart.id.clone();
-        self.store
-            .complete_multipart(&self.target, &id, parts)
-            .await?;
-        Ok(())
+        Ok(self.durable)
     }
 
     pub(super) async fn discard(mut self) -> Result<(), Error> {

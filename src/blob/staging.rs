@@ -7,7 +7,12 @@ use sha2::{
     digest::common::hazmat::{DeserializeStateError, SerializableState as _},
 };
 
-use super::{Error, local::LocalStaging, remote::RemoteStaging};
+use super::{
+    Error,
+    jetstream::{JetstreamStaging, Run},
+    local::LocalStaging,
+    remote::RemoteStaging,
+};
 
 /// How far a staging is durable, and all that is needed to go on from there, in another process too.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +24,9 @@ pub struct Checkpoint {
     /// Where S3 keeps the parts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) multipart: Option<Multipart>,
+    /// Who wrote which chunks on JetStream.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) runs: Vec<Run>,
 }
 
 /// A multipart upload of S3.
@@ -62,12 +70,13 @@ fn unhex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
-/// A blob that is being written. Nobody can read it before [`Self::publish`]; dropping it leaves what is staged where it is.
+/// A blob that is being written. Nobody can read it before it is published; dropping it leaves what is staged where it is.
 pub struct Staging(Kind);
 
 enum Kind {
     Local(LocalStaging),
     Remote(RemoteStaging),
+    Jetstream(JetstreamStaging),
 }
 
 impl From<LocalStaging> for Staging {
@@ -82,6 +91,12 @@ impl From<RemoteStaging> for Staging {
     }
 }
 
+impl From<JetstreamStaging> for Staging {
+    fn from(staging: JetstreamStaging) -> Self {
+        Self(Kind::Jetstream(staging))
+    }
+}
+
 impl Staging {
     /// Appends `pieces` and hashes them, off the runtime's workers. Not cancel-safe: a staging whose write was dropped must
     /// not be used further.
@@ -92,6 +107,7 @@ impl Staging {
         match &mut self.0 {
             Kind::Local(staging) => staging.write(pieces).await,
             Kind::Remote(staging) => staging.write(pieces).await,
+            Kind::Jetstream(staging) => staging.write(pieces).await,
         }
     }
 
@@ -102,10 +118,11 @@ impl Staging {
         match &mut self.0 {
             Kind::Local(staging) => staging.checkpoint_due(),
             Kind::Remote(staging) => staging.checkpoint_due(),
+            Kind::Jetstream(staging) => staging.checkpoint_due(),
         }
     }
 
-    /// Makes durable what can be: everything on a directory, whole parts on S3.
+    /// Makes durable what can be: everything on a directory, whole parts elsewhere.
     ///
     /// # Errors
     /// What the storage reports.
@@ -113,6 +130,7 @@ impl Staging {
         match &mut self.0 {
             Kind::Local(staging) => staging.checkpoint().await,
             Kind::Remote(staging) => staging.checkpoint().await,
+            Kind::Jetstream(staging) => staging.checkpoint().await,
         }
     }
 
@@ -122,6 +140,7 @@ impl Staging {
         let hasher = match &self.0 {
             Kind::Local(staging) => staging.hasher(),
             Kind::Remote(staging) => staging.hasher(),
+            Kind::Jetstream(staging) => staging.hasher(),
         };
         hex(&hasher.clone().finalize())
     }
@@ -132,17 +151,19 @@ impl Staging {
         match &self.0 {
             Kind::Local(staging) => staging.written(),
             Kind::Remote(staging) => staging.written(),
+            Kind::Jetstream(staging) => staging.written(),
         }
     }
 
-    /// Makes the blob durable and readable, in one step.
+    /// Makes durable all that was written. Nothing can be written behind it: the checkpoint is to be published or discarded.
     ///
     /// # Errors
-    /// What the storage reports; the blob may then be readable or not.
-    pub async fn publish(self) -> Result<(), Error> {
+    /// What the storage reports.
+    pub async fn seal(self) -> Result<Checkpoint, Error> {
         match self.0 {
-            Kind::Local(staging) => staging.publish().await,
-            Kind::Remote(staging) => staging.publish().await,
+            Kind::Local(staging) => staging.seal().await,
+            Kind::Remote(staging) => staging.seal().await,
+            Kind::Jetstream(staging) => staging.seal().await,
         }
     }
 
@@ -154,6 +175,7 @@ impl Staging {
         match self.0 {
             Kind::Local(staging) => staging.discard().await,
             Kind::Remote(staging) => staging.discard().await,
+            Kind::Jetstream(staging) => staging.discard().await,
         }
     }
 }

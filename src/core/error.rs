@@ -68,7 +68,7 @@ pub enum Error {
     },
     /// The file storage refused or failed.
     #[error(transparent)]
-    Blob(#[from] blob::Error),
+    Blob(blob::Error),
     /// The log refused or failed.
     #[error(transparent)]
     Log(#[from] log::Error),
@@ -244,6 +244,15 @@ impl ErrorCode {
     }
 }
 
+impl From<blob::Error> for Error {
+    fn from(error: blob::Error) -> Self {
+        match error {
+            blob::Error::Conflict => Self::Superseded,
+            error => Self::Blob(error),
+        }
+    }
+}
+
 impl Error {
     /// The code this error has for a client.
     #[must_use]
@@ -262,6 +271,7 @@ impl Error {
                 blob::Error::Full => ErrorCode::StorageFull,
                 blob::Error::Unavailable(_) => ErrorCode::StorageUnavailable,
                 blob::Error::Corrupt(_) => ErrorCode::StorageCorrupt,
+                blob::Error::Conflict => ErrorCode::Superseded,
             },
             Self::Log(error) => match error {
                 log::Error::Full => ErrorCode::StorageFull,

@@ -1,8 +1,9 @@
 //! Files: one space behind every door, over the blob seam.
 //!
 //! A file is a blob and a small description beside it; it exists when its description does. An upload is staged by a task of
-//! its own (`upload`), so that what a broken stream leaves is settled whatever became of its call. What is under way is
-//! claimed in the `shelf`, which counts and limits; the store is the only truth about files and survives the process.
+//! its own (`task`), so that what a broken stream leaves is settled whatever became of its call. What is under way here is
+//! claimed in the `shelf`, which counts and limits; on a store that several replicas share also in the store itself (`state`).
+//! The store is the only truth about files and survives the process.
 //!
 //! ```text
 //! meta/{id, newest first}.json   a file's description
@@ -14,7 +15,9 @@
 
 mod info;
 mod shelf;
+mod state;
 mod sweep;
+mod task;
 mod upload;
 
 use std::{ops::Range, path::Path, sync::Arc};
@@ -28,13 +31,14 @@ pub use self::{
 };
 use self::{
     shelf::Shelf,
-    upload::{Key, State},
+    state::{Key, State},
 };
 use super::{Error, Name};
 use crate::{
     blob::{Reader, Store},
     config,
     log::Timestamp,
+    nats::Nats,
     telemetry::Metrics,
 };
 
@@ -89,19 +93,21 @@ pub struct Content {
 }
 
 impl Files {
-    /// The files of the store that `settings` name; by default of the directory `files` in `log_dir`, which is made with the
-    /// first upload, whatever the log's engine. `http` is the address files are served at.
+    /// The files of the store that `settings` name; by default of JetStream where there is `nats`, else of the directory
+    /// `files` in the log's, which is made with the first upload. `http` is the address files are served at.
     ///
     /// # Errors
-    /// The store's location is malformed.
-    pub fn new(
+    /// The store's location is malformed, or JetStream has no place for files.
+    pub async fn open(
         settings: config::Files,
         log: &config::Log,
+        nats: Option<&Nats>,
         http: std::net::SocketAddr,
         metrics: Metrics,
     ) -> Result<Self, String> {
         let directory = Path::new(&log.dir).join("files");
-        let store = Store::open(&settings.store, &directory, log.min_free.as_u64())?;
+        let min_free = log.min_free.as_u64();
+        let store = Store::open(&settings.store, &directory, min_free, nats).await?;
         let url = match settings.url.trim_end_matches('/') {
             "" => format!("http://{http}"),
             url => url.to_owned(),
@@ -159,15 +165,13 @@ impl Files {
         let names: Vec<_> = self
             .0
             .store
-            .list("meta", after)
+            .names("meta", after)
             .take(size + 1)
             .try_collect()
             .await?;
-        let next = (names.len() > size).then(|| names[size - 1].name.clone());
+        let next = (names.len() > size).then(|| names[size - 1].clone());
         let ids = names.iter().take(size);
-        let ids: Vec<_> = ids
-            .filter_map(|listed| FileId::of_meta_name(&listed.name))
-            .collect();
+        let ids: Vec<_> = ids.filter_map(|name| FileId::of_meta_name(name)).collect();
         let found: Vec<Option<FileInfo>> = futures::stream::iter(ids)
             .map(|id| self.find(id))
             .buffered(READS)
@@ -186,7 +190,7 @@ impl Files {
         let info = self.get(id).await?;
         // Without its description the file is gone, whatever happens to its content.
         self.0.store.delete(&info.id.meta_key()).await?;
-        self.0.store.delete(&info.id.blob_key()).await?;
+        self.0.store.delete_blob(&info.id.blob_key()).await?;
         self.0.shelf.removed(info.size);
         self.show();
         Ok(())
@@ -248,12 +252,9 @@ impl Files {
 
     /// The stored state of an upload; one that expired is none.
     async fn state(&self, key: &Key) -> Result<Option<State>, Error> {
-        let Some(object) = self.0.store.get(&key.state()).await? else {
-            return Ok(None);
-        };
-        let state: State = info::decode(&object)?;
-        let is_expired = state.expires(self.0.settings.upload_ttl) <= Timestamp::now();
-        Ok((!is_expired).then_some(state))
+        let ttl = self.0.settings.upload_ttl;
+        let stored = self.stored(key).await?.map(|(state, _)| state);
+        Ok(stored.filter(|state| state.expires(ttl) > Timestamp::now()))
     }
 
     /// Waits until every upload is settled; to be called when no call is left.

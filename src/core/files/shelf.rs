@@ -1,7 +1,7 @@
 //! Who writes which upload now, and how much room is taken: in memory, bounded by `files.max_uploads`.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::OwnedMutexGuard;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, upload::Key};
+use super::{Error, state::Key};
 use crate::{config, log::Timestamp};
 
 /// The uploads under way.
@@ -76,7 +76,7 @@ impl Shelf {
     }
 
     /// A file was stored.
-    fn stored(&self, bytes: u64) {
+    pub(super) fn stored(&self, bytes: u64) {
         self.lock().stored += bytes;
     }
 
@@ -86,13 +86,28 @@ impl Shelf {
         state.stored = state.stored.saturating_sub(bytes);
     }
 
-    /// Puts a broken upload of an earlier process back. Limits do not hold for what is there already.
+    /// Puts an upload of another process back, or notes how it is by now. Limits do not hold for what is there already.
     pub(super) fn found(&self, key: Key, reserved: u64, expires: Timestamp) {
         let mut state = self.lock();
-        if !state.under_way.contains_key(&key) {
-            state.reserved += reserved;
-            state.under_way.insert(key, Entry::new(reserved, expires));
+        let entry = state.under_way.entry(key);
+        let entry = entry.or_insert_with(|| Entry::new(0, expires));
+        if entry.waits() {
+            entry.expires = expires;
+            let before = std::mem::replace(&mut entry.reserved, reserved);
+            state.reserved = (state.reserved + reserved).saturating_sub(before);
         }
+    }
+
+    /// Forgets uploads that wait here and are not among those of the store.
+    pub(super) fn retain(&self, stored: &HashSet<Key>) {
+        let mut state = self.lock();
+        let mut freed = 0;
+        state.under_way.retain(|key, entry| {
+            let is_gone = entry.waits() && !stored.contains(key);
+            freed += if is_gone { entry.reserved } else { 0 };
+            !is_gone
+        });
+        state.reserved = state.reserved.saturating_sub(freed);
     }
 
     /// Takes the upload over from whoever writes it: their stream ends. `bytes` is what it declares.
@@ -174,11 +189,10 @@ impl Shelf {
     /// Broken uploads whose time is over, each with the right to touch it.
     pub(super) fn expired(&self, now: Timestamp) -> Vec<Ticket> {
         let state = self.lock();
-        let due = state.under_way.iter().filter(|(_, entry)| {
-            entry.expires != Timestamp::default() && entry.expires <= now
-                // Whoever holds the turn writes or settles.
-                && entry.turn.try_lock().is_ok()
-        });
+        let due = state
+            .under_way
+            .iter()
+            .filter(|(_, entry)| entry.waits() && entry.expires <= now);
         due.map(|(key, entry)| Ticket {
             shelf: self.clone(),
             key: key.clone(),
@@ -217,6 +231,11 @@ impl Entry {
             expires,
         }
     }
+
+    /// Whether it is broken and nobody here writes or settles it: whoever does holds the turn.
+    fn waits(&self) -> bool {
+        self.expires != Timestamp::default() && self.turn.try_lock().is_ok()
+    }
 }
 
 /// What a stream leaves.
@@ -248,10 +267,6 @@ impl Ticket {
         &self.key
     }
 
-    pub(super) const fn epoch(&self) -> u64 {
-        self.epoch
-    }
-
     pub(super) const fn fence(&self) -> &CancellationToken {
         &self.fence
     }
@@ -276,7 +291,12 @@ impl Ticket {
     /// There is something to go on from until `ttl` from now.
     pub(super) fn keep(&mut self, ttl: Duration) {
         let ttl = u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX);
-        self.fate = Fate::Kept(Timestamp(Timestamp::now().0.saturating_add(ttl)));
+        self.keep_until(Timestamp(Timestamp::now().0.saturating_add(ttl)));
+    }
+
+    /// There is something to go on from until then.
+    pub(super) const fn keep_until(&mut self, expires: Timestamp) {
+        self.fate = Fate::Kept(expires);
     }
 
     /// There is nothing to go on from.

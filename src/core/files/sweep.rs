@@ -2,46 +2,54 @@
 
 use std::{
     collections::HashSet,
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use futures::TryStreamExt as _;
 
 use super::{
-    Error, FileId, Files, info,
+    Error, FileId, Files,
     shelf::Ticket,
-    upload::{Key, State},
+    state::{Ended, Key},
 };
 use crate::log::Timestamp;
 
 /// How often is swept, at most and at least.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+/// How often at least a store that others use is counted.
+const RECOUNT: Duration = Duration::from_secs(60 * 60);
 
 impl Files {
-    /// Finds what an earlier process stored and left: counts the files, puts named uploads back, removes nameless ones and
-    /// content without a description. Holds 16 bytes a file while it runs. May be repeated.
+    /// Finds what an earlier process stored and left: counts the files, puts uploads back, removes content without an
+    /// upload or a description. Holds 16 bytes a file while it runs. May be repeated.
     ///
     /// # Errors
     /// What the store reports.
     pub async fn recover(&self) -> Result<(), Error> {
-        let described = self.described().await?;
-        let mut uploaded = self.uploads().await?;
-        self.strays().await?;
-        uploaded.extend(described);
-        self.blobs(&uploaded).await?;
+        // In this order whatever another process does meanwhile is found: a state comes before its content, and goes after
+        // the description.
+        let staged = self.0.store.staged("staging").await?;
+        let mut wanted = self.uploads().await?;
+        wanted.extend(self.described().await?);
+        self.strays(&staged, &wanted).await?;
+        self.blobs(&wanted).await?;
         self.show();
         Ok(())
     }
 
-    /// Sweeps until the process ends; recovers first while that has not succeeded. One task for all uploads.
-    pub async fn keep(self, mut is_recovered: bool) {
-        let pause = (self.0.settings.upload_ttl / 10).clamp(PAUSES.0, PAUSES.1);
+    /// Sweeps until the process ends. Recovers first while that has not succeeded, and on a store that others use now and
+    /// then again: what they stored, deleted or left is found so. One task for all uploads.
+    pub async fn keep(self, is_recovered: bool) {
+        let ttl = self.0.settings.upload_ttl;
+        let pause = (ttl / 10).clamp(PAUSES.0, PAUSES.1);
+        let mut recovered = is_recovered.then(Instant::now);
         loop {
             tokio::time::sleep(pause).await;
-            if !is_recovered {
+            let is_old = |then: Instant| then.elapsed() >= ttl.min(RECOUNT);
+            if recovered.is_none_or(|then| self.0.store.is_shared() && is_old(then)) {
                 match self.recover().await {
-                    Ok(()) => is_recovered = true,
-                    Err(error) => tracing::warn!(%error, "the files are not counted yet"),
+                    Ok(()) => recovered = Some(Instant::now()),
+                    Err(error) => tracing::warn!(%error, "the files are not counted"),
                 }
             }
             if let Err(error) = self.sweep().await {
@@ -51,45 +59,40 @@ impl Files {
     }
 
     async fn described(&self) -> Result<HashSet<FileId>, Error> {
-        let listed = self.0.store.list("meta", None);
-        let ids = listed.try_filter_map(|listed| {
-            futures::future::ready(Ok(FileId::of_meta_name(&listed.name)))
-        });
+        let names = self.0.store.names("meta", None);
+        let ids =
+            names.try_filter_map(|name| futures::future::ready(Ok(FileId::of_meta_name(&name))));
         Ok(ids.try_collect().await?)
     }
 
     /// The files that uploads under way will become.
     async fn uploads(&self) -> Result<HashSet<FileId>, Error> {
         let ttl = self.0.settings.upload_ttl;
-        let mut ids = HashSet::new();
-        let names: Vec<_> = self.0.store.list("uploads", None).try_collect().await?;
-        for listed in names {
-            let key = Key::of_name(&listed.name);
-            let Some(object) = self.0.store.get(&key.state()).await? else {
+        let (mut ids, mut keys) = (HashSet::new(), HashSet::new());
+        let names: Vec<_> = self.0.store.names("uploads", None).try_collect().await?;
+        for name in names {
+            let key = Key::of_name(&name);
+            let Some((state, _)) = self.stored(&key).await? else {
                 continue;
             };
-            let state: State = info::decode(&object)?;
             ids.insert(state.id);
             let reserved = state.new.size.unwrap_or(0).max(state.checkpoint.committed);
-            let expires = match state.new.upload_id {
-                Some(_) => state.expires(ttl),
-                // Nobody can go on with it.
-                None => Timestamp(1),
-            };
-            self.0.shelf.found(key, reserved, expires);
+            self.0
+                .shelf
+                .found(key.clone(), reserved, state.expires(ttl));
+            keys.insert(key);
         }
+        self.0.shelf.retain(&keys);
         Ok(ids)
     }
 
-    /// Removes staged bytes without an upload.
-    async fn strays(&self) -> Result<(), Error> {
-        let staged: Vec<_> = self.0.store.list("staging", None).try_collect().await?;
-        for listed in staged {
-            if !self.0.shelf.knows(&listed.name) {
-                self.0
-                    .store
-                    .delete(&Key::of_name(&listed.name).scratch())
-                    .await?;
+    /// Removes staged bytes without an upload or a file.
+    async fn strays(&self, staged: &[String], wanted: &HashSet<FileId>) -> Result<(), Error> {
+        for name in staged {
+            let is_wanted = FileId::parse(name).is_some_and(|id| wanted.contains(&id));
+            if !is_wanted && !self.0.shelf.knows(name) {
+                let key = Key::of_name(name).scratch();
+                self.0.store.drop_staged(&key).await?;
             }
         }
         Ok(())
@@ -97,7 +100,7 @@ impl Files {
 
     /// Counts content that `wanted` names; removes other content that is old enough not to be an upload's last step.
     async fn blobs(&self, wanted: &HashSet<FileId>) -> Result<(), Error> {
-        let mut blobs = self.0.store.list("blobs", None);
+        let mut blobs = self.0.store.blobs("blobs");
         let mut stored = 0;
         while let Some(blob) = blobs.try_next().await? {
             let Some(id) = FileId::parse(&blob.name) else {
@@ -106,7 +109,7 @@ impl Files {
             if wanted.contains(&id) {
                 stored += blob.size;
             } else if is_over(blob.modified, self.0.settings.upload_ttl) {
-                self.0.store.delete(&id.blob_key()).await?;
+                self.0.store.delete_blob(&id.blob_key()).await?;
             }
         }
         self.0.shelf.counted(stored);
@@ -115,15 +118,19 @@ impl Files {
 
     /// Removes broken uploads and outcomes whose time is over.
     async fn sweep(&self) -> Result<(), Error> {
+        if self.0.store.is_shared() {
+            self.uploads().await?;
+        }
         for ticket in self.0.shelf.expired(Timestamp::now()) {
             match self.expire(ticket).await {
                 // Somebody went on with it in time.
                 Ok(()) | Err(Error::Superseded) => {}
-                Err(error) => return Err(error),
+                // The others are to be swept nevertheless.
+                Err(error) => tracing::warn!(%error, "an expired upload could not be swept"),
             }
         }
         let ttl = self.0.settings.upload_ttl;
-        let mut done = self.0.store.list("done", None);
+        let mut done = self.0.store.list("done");
         while let Some(outcome) = done.try_next().await? {
             if is_over(outcome.modified, ttl) {
                 self.0
@@ -138,22 +145,19 @@ impl Files {
 
     async fn expire(&self, mut ticket: Ticket) -> Result<(), Error> {
         let turn = ticket.turn().await?;
-        let key = ticket.key().clone();
-        if let Some(object) = self.0.store.get(&key.state()).await? {
-            let state: State = info::decode(&object)?;
-            let (blob, scratch) = (state.id.blob_key(), key.scratch());
-            // What does not open any more is not there any more.
-            match self.0.store.resume(&blob, &scratch, state.checkpoint).await {
-                Ok(staging) => staging.discard().await?,
-                Err(error) => tracing::debug!(%error, "an expired upload is gone already"),
+        let outcome = match self.end(ticket.key()).await? {
+            Ended::Alive(expires) => {
+                ticket.keep_until(expires);
+                return Ok(());
             }
-            self.0.store.delete(&key.state()).await?;
+            Ended::Gone => None,
+            Ended::Stored => Some("stored"),
+            Ended::Expired => Some("expired"),
+        };
+        if let Some(outcome) = outcome {
+            let ended = &self.0.metrics.uploads_ended;
+            ended.with_label_values(&[outcome]).inc();
         }
-        self.0
-            .metrics
-            .uploads_ended
-            .with_label_values(&["expired"])
-            .inc();
         ticket.forget();
         drop(ticket);
         drop(turn);

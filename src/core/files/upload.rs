@@ -1,93 +1,24 @@
-//! One upload: the handle a call writes to, and the task that stages, settles and publishes.
+//! One upload: the handle a call writes to.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use bytes::{Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
-use tokio::{
-    sync::{OwnedMutexGuard, mpsc, oneshot},
-    task::JoinHandle,
-};
-use uuid::Uuid;
+use tokio::sync::{mpsc, oneshot};
 
-use super::{Error, FileId, FileInfo, Files, NewFile, info, info::nanos, shelf::Ticket};
-use crate::{
-    blob::{self, Checkpoint, Staging, hex},
-    core::Name,
-    log::Timestamp,
+use super::{
+    Error, FileInfo, Files, NewFile,
+    state::{self, Claim, Key},
+    task::{Command, Task},
 };
+use crate::{blob, core::Name};
 
 /// Bytes handed to the task together. An upload holds one such piece that fills, one that waits and one that is written.
 const PIECE_BYTES: usize = 512 * 1024;
 /// Chunks below this size are copied together: a slice of its own for each byte would cost more than the byte.
 const SMALL_BYTES: usize = 4 * 1024;
-
-/// Where an upload is kept in the store: made from its id, never from its text.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Key(Box<str>);
-
-impl Key {
-    pub(super) fn named(id: &Name) -> Self {
-        Self(format!("id-{}", &hex(&Sha256::digest(id.as_str()))).into())
-    }
-
-    fn nameless() -> Self {
-        Self(format!("tmp-{}", Uuid::now_v7().simple()).into())
-    }
-
-    /// The key that an object's name holds.
-    pub(super) fn of_name(name: &str) -> Self {
-        Self(name.strip_suffix(".json").unwrap_or(name).into())
-    }
-
-    pub(super) fn as_str(&self) -> &str {
-        &self.0
-    }
-
-    pub(super) fn state(&self) -> String {
-        format!("uploads/{}.json", self.0)
-    }
-
-    pub(super) fn done(&self) -> String {
-        format!("done/{}.json", self.0)
-    }
-
-    pub(super) fn scratch(&self) -> String {
-        format!("staging/{}", self.0)
-    }
-}
-
-/// An upload under way as it is stored.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct State {
-    pub(super) new: NewFile,
-    pub(super) id: FileId,
-    pub(super) epoch: u64,
-    pub(super) checkpoint: Checkpoint,
-    #[serde(with = "nanos")]
-    pub(super) saved: Timestamp,
-}
-
-impl State {
-    pub(super) fn expires(&self, ttl: Duration) -> Timestamp {
-        let ttl = u64::try_from(ttl.as_nanos()).unwrap_or(u64::MAX);
-        Timestamp(self.saved.0.saturating_add(ttl))
-    }
-}
-
-/// What became of a named upload.
-#[derive(Debug, Serialize, Deserialize)]
-struct Done {
-    new: NewFile,
-    id: FileId,
-}
 
 /// How an upload begins.
 pub enum Begun {
@@ -95,11 +26,6 @@ pub enum Begun {
     Upload(Upload),
     /// The same upload was completed before: this is its file.
     Done(FileInfo),
-}
-
-enum Command {
-    Write(Vec<Bytes>),
-    Finish,
 }
 
 /// An upload whose content is being sent. Dropping it leaves a named upload to go on later and removes any other.
@@ -118,14 +44,14 @@ pub struct Upload {
 
 impl Files {
     /// Begins an upload, or goes on with a broken one of the same id: what is committed stays, and a stream that still writes
-    /// it ends as [`Error::Superseded`].
+    /// it ends as [`Error::Superseded`], on another replica with what it writes or ends next.
     ///
     /// # Errors
     /// [`Error::Limit`] without room for it; [`Error::AlreadyExists`] when the id stands for other metadata;
     /// [`Error::Superseded`] when yet another stream takes over; what the store reports.
     ///
     /// # Cancellation
-    /// Dropping the future leaves the upload as it was.
+    /// Dropping the future leaves the upload as it was, or taken over with nobody who writes it.
     pub async fn begin(&self, new: NewFile) -> Result<Begun, Error> {
         let max = self.0.settings.max_file.as_u64();
         if new.size.is_some_and(|size| size > max) {
@@ -142,58 +68,25 @@ impl Files {
             // A mistake must not end the stream that writes.
             let known = self.state(&key).await?;
             if known.is_some_and(|known| known.new != new) {
-                return Err(already_exists(&new));
+                return Err(state::already_exists(&new));
             }
         }
+        let is_named = new.upload_id.is_some();
         let mut ticket = self.0.shelf.take(&key, new.size.unwrap_or(0))?;
         let turn = ticket.turn().await?;
-        let mut before = None;
-        if new.upload_id.is_some() {
-            if let Some(info) = self.done(&key, &new).await? {
+        let claimed = match self.claim(&key, new).await? {
+            Claim::Done(info) => {
+                ticket.forget();
                 return Ok(Begun::Done(info));
             }
-            before = self.state(&key).await?;
-        }
-        let state = match before {
-            Some(before) if before.new != new => return Err(already_exists(&new)),
-            Some(before) => State {
-                epoch: ticket.epoch(),
-                ..before
-            },
-            None => State {
-                new,
-                id: FileId::new(),
-                epoch: ticket.epoch(),
-                checkpoint: Checkpoint::default(),
-                saved: Timestamp::now(),
-            },
+            Claim::Claimed(claimed) => claimed,
         };
-        if state.new.upload_id.is_some() {
+        if is_named {
             ticket.keep(self.0.settings.upload_ttl);
         }
-        let task = Task::open(self.clone(), ticket, turn, state).await?;
+        let task = Task::open(self.clone(), ticket, turn, claimed).await?;
         self.show();
         Ok(Begun::Upload(task.start()))
-    }
-
-    /// The file a named upload has become.
-    async fn done(&self, key: &Key, new: &NewFile) -> Result<Option<FileInfo>, Error> {
-        let Some(object) = self.0.store.get(&key.done()).await? else {
-            return Ok(None);
-        };
-        let done: Done = info::decode(&object)?;
-        match self.find(done.id).await? {
-            Some(_) if done.new != *new => Err(already_exists(new)),
-            // A file that was deleted may be uploaded again.
-            found => Ok(found),
-        }
-    }
-}
-
-fn already_exists(new: &NewFile) -> Error {
-    Error::AlreadyExists {
-        kind: "Upload",
-        name: new.upload_id.clone().unwrap_or_default(),
     }
 }
 
@@ -316,73 +209,8 @@ impl Drop for Upload {
     }
 }
 
-/// How the stream of an upload ends.
-enum End {
-    Finished,
-    Left,
-    Superseded,
-}
-
-/// Stages what the handle sends. It outlives the call, so that what was begun is settled: committed, published or removed.
-/// One for each upload with a stream, which `files.max_uploads` bounds.
-struct Task {
-    files: Files,
-    ticket: Ticket,
-    /// Nobody else touches what is staged.
-    turn: OwnedMutexGuard<()>,
-    state: State,
-    staging: Staging,
-    /// A checkpoint being made durable and saved, beside the writes.
-    saving: Option<JoinHandle<Result<(), blob::Error>>>,
-}
-
 impl Task {
-    async fn open(
-        files: Files,
-        ticket: Ticket,
-        turn: OwnedMutexGuard<()>,
-        mut state: State,
-    ) -> Result<Self, Error> {
-        let store = &files.0.store;
-        let (blob, scratch) = (state.id.blob_key(), ticket.key().scratch());
-        let checkpoint = state.checkpoint.clone();
-        let staging = match store.resume(&blob, &scratch, checkpoint).await {
-            Err(blob::Error::Corrupt(why)) => {
-                tracing::warn!(%why, "an upload begins anew");
-                state = State {
-                    id: FileId::new(),
-                    checkpoint: Checkpoint::default(),
-                    ..state
-                };
-                store.stage(&state.id.blob_key(), &scratch).await?
-            }
-            resumed => resumed?,
-        };
-        let mut task = Self {
-            files,
-            ticket,
-            turn,
-            state,
-            staging,
-            saving: None,
-        };
-        // From here on a crash leaves nothing that is not found again.
-        if task.is_tracked() {
-            let checkpoint = task.staging.checkpoint().await?;
-            task.save(checkpoint).await?;
-        }
-        Ok(task)
-    }
-
-    /// Whether its state is stored: without a name only where a crash would leave what nobody finds.
-    fn is_tracked(&self) -> bool {
-        self.is_named() || self.files.0.store.is_remote()
-    }
-
-    const fn is_named(&self) -> bool {
-        self.state.new.upload_id.is_some()
-    }
-
+    /// Runs beside the call; what the call writes to.
     fn start(self) -> Upload {
         let (commands, receiver) = mpsc::channel(1);
         let (answer, outcome) = oneshot::channel();
@@ -405,186 +233,5 @@ impl Task {
             let _ = answer.send(result);
         });
         upload
-    }
-
-    async fn run(mut self, commands: mpsc::Receiver<Command>) -> Result<FileInfo, Error> {
-        let files = self.files.clone();
-        let ended = self.receive(commands).await;
-        let saved = self.saved().await;
-        let (outcome, result) = match ended.and_then(|end| saved.map(|()| end)) {
-            Ok(End::Finished) => match self.finish().await {
-                Ok(info) => ("stored", Ok(info)),
-                Err(Error::Checksum) => ("refused", Err(Error::Checksum)),
-                Err(error) => ("failed", Err(error)),
-            },
-            Ok(End::Left) => {
-                if let Err(error) = self.leave().await {
-                    tracing::warn!(%error, "what a broken upload left could not be settled");
-                }
-                ("broken", Err(Error::Superseded))
-            }
-            // What was not committed is the successor's to send again.
-            Ok(End::Superseded) => ("superseded", Err(Error::Superseded)),
-            Err(error) => {
-                self.fail(&error).await;
-                ("failed", Err(error))
-            }
-        };
-        let ended = &files.0.metrics.uploads_ended;
-        ended.with_label_values(&[outcome]).inc();
-        files.show();
-        result
-    }
-
-    async fn receive(&mut self, mut commands: mpsc::Receiver<Command>) -> Result<End, Error> {
-        let fence = self.ticket.fence().clone();
-        loop {
-            let command = tokio::select! {
-                biased;
-                () = fence.cancelled() => return Ok(End::Superseded),
-                command = commands.recv() => command,
-            };
-            match command {
-                Some(Command::Write(pieces)) => {
-                    self.staging.write(pieces).await?;
-                    self.checkpoint_beside().await?;
-                }
-                Some(Command::Finish) => return Ok(End::Finished),
-                None => return Ok(End::Left),
-            }
-        }
-    }
-
-    /// Makes what was written durable while more is written, one checkpoint at a time.
-    async fn checkpoint_beside(&mut self) -> Result<(), Error> {
-        if self.saving.as_ref().is_some_and(JoinHandle::is_finished) {
-            self.saved().await?;
-        }
-        if self.saving.is_none()
-            && let Some(durable) = self.staging.checkpoint_due()
-        {
-            let (store, key) = (self.files.0.store.clone(), self.ticket.key().state());
-            let tracked = self.is_tracked().then(|| self.state.clone());
-            self.saving = Some(tokio::spawn(async move {
-                let checkpoint = durable.await?;
-                if let Some(state) = tracked {
-                    store
-                        .put(&key, info::encode(&state.at(checkpoint))?)
-                        .await?;
-                }
-                Ok(())
-            }));
-        }
-        Ok(())
-    }
-
-    /// Waits for the checkpoint that is being made.
-    async fn saved(&mut self) -> Result<(), Error> {
-        match self.saving.take() {
-            Some(saving) => match saving.await {
-                Ok(saved) => Ok(saved?),
-                Err(error) => Err(blob::Error::Unavailable(error.to_string()).into()),
-            },
-            None => Ok(()),
-        }
-    }
-
-    async fn save(&self, checkpoint: Checkpoint) -> Result<(), Error> {
-        let state = info::encode(&self.state.clone().at(checkpoint))?;
-        let key = self.ticket.key().state();
-        Ok(self.files.0.store.put(&key, state).await?)
-    }
-
-    /// The stream broke: a named upload may go on, any other is gone.
-    async fn leave(mut self) -> Result<(), Error> {
-        if !self.is_named() {
-            return self.remove().await;
-        }
-        let checkpoint = self.staging.checkpoint().await?;
-        self.save(checkpoint).await?;
-        self.ticket.keep(self.files.0.settings.upload_ttl);
-        Ok(())
-    }
-
-    /// The storage failed: a named upload goes on from its last checkpoint, unless that is what is broken.
-    async fn fail(self, error: &Error) {
-        let is_lost = matches!(error, Error::Blob(blob::Error::Corrupt(_)));
-        if (is_lost || !self.is_named())
-            && let Err(error) = self.remove().await
-        {
-            tracing::warn!(%error, "a failed upload could not be removed");
-        }
-    }
-
-    /// Removes what is staged and every trace of the upload.
-    async fn remove(self) -> Result<(), Error> {
-        let is_tracked = self.is_tracked();
-        let Self {
-            files,
-            mut ticket,
-            turn,
-            staging,
-            ..
-        } = self;
-        staging.discard().await?;
-        if is_tracked {
-            files.0.store.delete(&ticket.key().state()).await?;
-        }
-        ticket.forget();
-        drop(ticket);
-        drop(turn);
-        Ok(())
-    }
-
-    async fn finish(self) -> Result<FileInfo, Error> {
-        let new = self.state.new.clone();
-        let sha256 = self.staging.digest();
-        if new.sha256.as_ref().is_some_and(|wanted| *wanted != sha256) {
-            self.remove().await?;
-            return Err(Error::Checksum);
-        }
-        let is_tracked = self.is_tracked();
-        let Self {
-            files,
-            mut ticket,
-            turn,
-            state,
-            staging,
-            ..
-        } = self;
-        let store = &files.0.store;
-        let size = staging.written();
-        staging.publish().await?;
-        let info = FileInfo {
-            id: state.id,
-            name: new.name.clone(),
-            size,
-            content_type: new.content_type.clone(),
-            sha256,
-            created: Timestamp::now(),
-            upload_id: new.upload_id.clone(),
-        };
-        if new.upload_id.is_some() {
-            // Before the file is visible: whoever repeats the upload must find the one that is.
-            let done = Done { new, id: info.id };
-            let key = ticket.key().done();
-            store.put(&key, info::encode(&done)?).await?;
-        }
-        store.put(&info.id.meta_key(), info::encode(&info)?).await?;
-        if is_tracked {
-            store.delete(&ticket.key().state()).await?;
-        }
-        ticket.stored(size);
-        drop(ticket);
-        drop(turn);
-        Ok(info)
-    }
-}
-
-impl State {
-    fn at(mut self, checkpoint: Checkpoint) -> Self {
-        self.checkpoint = checkpoint;
-        self.saved = Timestamp::now();
-        self
     }
 }

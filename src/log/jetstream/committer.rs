@@ -192,7 +192,7 @@ impl Committer {
     /// Publishes one batch; again where it is certain that nothing was stored and the cause may pass.
     async fn attempt(&self, messages: &[Outgoing]) -> Result<Published, Error> {
         let api = &self.shared.api;
-        let deadline = Deadline::now() + api.timeout;
+        let deadline = Deadline::now() + api.stream.timeout;
         loop {
             self.shared.ready().await?;
             let id = Uuid::now_v7().simple().to_string();

@@ -7,13 +7,13 @@ use async_nats::jetstream::stream::{
 };
 
 use super::{
-    api::{Api, Failure, Info},
+    api::{Api, Info},
     subject::Subjects,
 };
 use crate::{
     config::Config,
     log::OpenError,
-    nats::{Attempt, Nats},
+    nats::{Attempt, Nats, stream::Failure},
 };
 
 /// The shortest window in which a stream recognises repetitions.
@@ -37,11 +37,8 @@ pub(super) async fn connect(nats: &Nats, config: &Config) -> Result<(Api, Info),
     }
     let settings = &nats.settings;
     let api = Api {
-        client: nats.client.clone(),
+        stream: nats.stream(settings.stream.clone()),
         subjects: Subjects::new(&settings.prefix),
-        stream: settings.stream.clone(),
-        timeout: settings.timeout,
-        is_single: settings.replicas == 1,
     };
     let info = nats
         .prepare(async || prepare(nats, &api, config).await)
@@ -53,18 +50,10 @@ pub(super) async fn connect(nats: &Nats, config: &Config) -> Result<(Api, Info),
 async fn prepare(nats: &Nats, api: &Api, config: &Config) -> Result<Info, Attempt> {
     let settings = &config.jetstream;
     let wanted = wanted(config, &api.subjects);
-    let failed = |failure: Failure| {
-        match failure {
-        Failure::Refused(refusal) => Attempt::Hopeless(nats.error(refusal.description)),
-        Failure::NoResponders => Attempt::Later(nats.error(
-            "JetStream does not answer: start the server with JetStream (-js) and allow it for this account".into(),
-        )),
-        Failure::Unknown(cause) => Attempt::Later(nats.error(cause)),
-    }
-    };
+    let failed = |failure| nats.attempt(failure);
     let info = match api.info(None).await {
         Err(Failure::Refused(refusal)) if refusal.is_no_stream() => {
-            api.configure(&wanted, false).await.map_err(failed)?;
+            api.stream.configure(&wanted, false).await.map_err(failed)?;
             api.info(None).await.map_err(failed)?
         }
         other => other.map_err(failed)?,
@@ -92,7 +81,7 @@ async fn prepare(nats: &Nats, api: &Api, config: &Config) -> Result<Info, Attemp
             duplicate_window: wanted.duplicate_window,
             ..info.config.clone()
         };
-        api.configure(&changed, true).await.map_err(failed)?;
+        api.stream.configure(&changed, true).await.map_err(failed)?;
     }
     Ok(info)
 }

@@ -9,10 +9,11 @@ use super::{
     view::Found,
     wire::Content,
 };
-use crate::log::{Bounds, Error, Limit, Page, Sequence, Space, Timestamp, Topic};
+use crate::{
+    log::{Bounds, Error, Limit, Page, Sequence, Space, Timestamp, Topic},
+    nats::stream::SUBJECTS,
+};
 
-/// Subjects the server names in one answer.
-const SUBJECTS: usize = 100_000;
 /// How often a trim that others raced is tried.
 const TRIES: usize = 10;
 
@@ -52,7 +53,7 @@ impl Shared {
         limit: Limit,
     ) -> Result<Page, Error> {
         let subject = self.api.subjects.log(topic);
-        let deadline = Instant::now() + self.api.timeout;
+        let deadline = Instant::now() + self.api.stream.timeout;
         let mut page = Page {
             records: Vec::new(),
             next: from.max(Sequence::FIRST),
@@ -91,7 +92,7 @@ impl Shared {
             if count > 0 {
                 continue;
             }
-            if self.api.is_single {
+            if self.api.stream.is_single {
                 page.next = tail;
                 break;
             }
@@ -178,16 +179,18 @@ impl Shared {
             let wanted = last.next().max(first);
             if wanted > first {
                 let payload = super::wire::trim_payload(wanted);
-                let noted = self.api.replace(subject.clone(), payload, mark).await?;
+                let mark = mark.unwrap_or_default().0;
+                let stream = &self.api.stream;
+                let noted = stream.replace(subject.clone(), payload, Some(mark)).await?;
                 let Some(noted) = noted else {
                     // Somebody else trimmed at the same time.
                     continue;
                 };
-                self.reached(noted.next()).await?;
+                self.reached(Sequence(noted).next()).await?;
             }
             // Also when it was noted before: whoever did may have died before it dropped them.
             let log = self.api.subjects.log(topic);
-            return Ok(self.api.purge(&log, wanted).await?);
+            return Ok(self.api.stream.purge(&log, Some(wanted.0)).await?);
         }
         Err(Error::Unavailable(format!(
             "others trim {topic} at the same time"
@@ -209,12 +212,12 @@ impl Shared {
             return Ok(None);
         }
         let subject = self.api.subjects.log(topic);
-        let deadline = Instant::now() + self.api.timeout;
+        let deadline = Instant::now() + self.api.stream.timeout;
         loop {
             let up_to = UpTo::Sequence(older);
             let found = self.api.last_of_each(&[&subject], up_to).await?;
             let last = found.first().map(|entry| entry.sequence);
-            if self.api.is_single {
+            if self.api.stream.is_single {
                 return Ok(last);
             }
             let after = last.unwrap_or_default().next();

@@ -72,9 +72,9 @@ impl Jetstream {
     pub async fn open(nats: &Nats, config: &Config, metrics: Metrics) -> Result<Self, OpenError> {
         let (api, info) = connect::connect(nats, config).await?;
         let connected = nats.connected.clone();
-        let live = api.client.subscribe(api.subjects.live()).await;
+        let live = api.stream.client.subscribe(api.subjects.live()).await;
         let live = live.map_err(|error| nats.error(error.to_string()))?;
-        let flushed = api.client.flush().await;
+        let flushed = api.stream.client.flush().await;
         flushed.map_err(|error| nats.error(error.to_string()))?;
         let recent = usize::try_from(config.jetstream.recent.as_u64()).unwrap_or(usize::MAX);
         let queue_bytes = super::queue_bytes(&config.log);

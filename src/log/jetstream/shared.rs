@@ -90,7 +90,7 @@ impl Shared {
         if *self.health.borrow() == Health::Ready {
             return Ok(());
         }
-        let deadline = Instant::now() + self.api.timeout;
+        let deadline = Instant::now() + self.api.stream.timeout;
         let mut health = self.health.subscribe();
         let settled = health.wait_for(|health| !matches!(health, Health::Unavailable(_)));
         let settled = timeout_at(deadline, settled).await.is_ok();
@@ -118,7 +118,7 @@ impl Shared {
         self.want(next);
         tokio::select! {
             () = self.closed.cancelled() => Err(Error::Closed),
-            there = timeout_at(start + self.api.timeout, shown.wait_for(there)) => match there {
+            there = timeout_at(start + self.api.stream.timeout, shown.wait_for(there)) => match there {
                 Ok(_) => Ok(()),
                 Err(_) => Err(Error::Unavailable(
                     "what was appended did not come back from NATS in time".into(),
