@@ -22,6 +22,12 @@ mod documents;
 mod editors;
 mod examples;
 mod faults;
+#[allow(
+    dead_code,
+    reason = "shared with the tests of files on a directory, which use all of it"
+)]
+#[path = "../it/file_support.rs"]
+mod file_support;
 mod grpcurl;
 mod jetstream;
 mod kubernetes;
@@ -36,6 +42,8 @@ mod log_support;
 mod nats;
 mod nats_access;
 mod peers;
+mod nats_files;
+mod nats_files_faults;
 mod prometheus;
 mod s3;
 #[allow(

@@ -2,34 +2,28 @@
 
 use std::{net::SocketAddr, process::Stdio};
 
-use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
 use tokio::{
     net::TcpStream,
     process::{Child, Command},
 };
-use tonic::{Code, Status, transport::Channel};
+use tonic::Code;
 use weir::proto::{
-    streaming::v1::{
-        DownloadFileRequest, FileChunk, FileMetadata, UploadFileResponse, file_chunk::Data,
-        streaming_service_client::StreamingServiceClient,
-    },
-    weir::v1::{
-        DeleteFileRequest, GetUploadRequest, ListFilesRequest, Upload, files_client::FilesClient,
-    },
+    streaming::v1::FileMetadata,
+    weir::v1::{DeleteFileRequest, ListFilesRequest},
 };
 
 use crate::{
+    file_support::{CHUNK, Clients, MIB, Open, chunks, content, described, fetch, first, send},
     support::{
-        Settings, TestServer, eventually, next,
+        Settings, TestServer,
+        errors::info,
+        eventually,
         server::{http_get, lasting_address},
         soon,
     },
     tools::tool,
 };
 
-const MIB: usize = 1024 * 1024;
-const CHUNK: usize = 64 * 1024;
 /// What Weir sends as one part.
 const PART: usize = 8 * MIB;
 /// Creates the bucket and, asked for it, tells what is in it: objects, then multipart uploads under way.
@@ -101,91 +95,16 @@ impl S3 {
     }
 }
 
-struct Clients {
-    service: StreamingServiceClient<Channel>,
-    files: FilesClient<Channel>,
-}
-
-impl Clients {
-    async fn of(server: &TestServer) -> Self {
-        let channel = server.channel().await;
-        Self {
-            service: StreamingServiceClient::new(channel.clone()),
-            files: FilesClient::new(channel),
-        }
-    }
-
-    async fn send(
-        &mut self,
-        metadata: &FileMetadata,
-        bytes: &[u8],
-        range: std::ops::Range<usize>,
-    ) -> Result<UploadFileResponse, Status> {
-        let first = FileChunk {
-            data: Some(Data::Metadata(metadata.clone())),
-            ..FileChunk::default()
-        };
-        let from = range.start;
-        let chunks = bytes[range].chunks(CHUNK).enumerate();
-        let chunks = chunks.map(|(index, part)| FileChunk {
-            data: Some(Data::Chunk(Bytes::copy_from_slice(part))),
-            offset: (from + index * CHUNK) as i64,
-            size: part.len() as i64,
-        });
-        let parts: Vec<_> = std::iter::once(first).chain(chunks).collect();
-        let sent = soon(
-            "an answer",
-            self.service.upload_file(tokio_stream::iter(parts)),
-        )
-        .await;
-        sent.map(tonic::Response::into_inner)
-    }
-
-    async fn fetch(&mut self, id: &str, offset: i64, length: i64) -> Vec<u8> {
-        let request = DownloadFileRequest {
-            file_id: id.into(),
-            offset,
-            length,
-        };
-        let call = self.service.download_file(request).await.unwrap();
-        let mut stream = call.into_inner();
-        assert!(matches!(
-            next(&mut stream).await.data,
-            Some(Data::Metadata(_))
-        ));
-        let mut bytes = Vec::new();
-        while let Some(part) = soon("a chunk", stream.message()).await.unwrap() {
-            assert_eq!(part.offset, offset + bytes.len() as i64);
-            if let Some(Data::Chunk(piece)) = part.data {
-                bytes.extend_from_slice(&piece);
-            }
-        }
-        bytes
-    }
-
-    async fn progress(&mut self, id: &str) -> Result<Upload, Status> {
-        let request = GetUploadRequest {
-            upload_id: id.into(),
-        };
-        Ok(self.files.get_upload(request).await?.into_inner())
-    }
-}
-
-fn content(size: usize) -> Vec<u8> {
-    (0..size)
-        .map(|index| (index ^ (index >> 8) ^ (index >> 16)) as u8)
-        .collect()
-}
-
-fn described(bytes: &[u8], upload_id: &str) -> FileMetadata {
-    let digest = Sha256::digest(bytes);
-    FileMetadata {
-        filename: "a.bin".into(),
-        total_size: bytes.len() as i64,
-        content_type: "application/x-test".into(),
-        checksum: digest.iter().map(|byte| format!("{byte:02x}")).collect(),
-        upload_id: upload_id.into(),
-    }
+/// Sends the bytes of `range`, and the end of the stream.
+async fn send_range(
+    clients: &mut Clients,
+    metadata: &FileMetadata,
+    bytes: &[u8],
+    range: std::ops::Range<usize>,
+) -> Result<weir::proto::streaming::v1::UploadFileResponse, tonic::Status> {
+    let mut parts = vec![first(metadata.clone())];
+    parts.extend(chunks(&bytes[..range.end], range.start, CHUNK));
+    send(&mut clients.service, parts).await
 }
 
 #[tokio::test]
@@ -197,17 +116,15 @@ async fn files_live_on_s3_and_uploads_go_on_from_their_last_part() {
     // Smaller than a part, empty, and of several parts.
     for size in [10, 0, 2 * PART + 12_345] {
         let bytes = content(size);
-        let stored = clients
-            .send(&described(&bytes, ""), &bytes, 0..size)
-            .await
-            .unwrap();
+        let metadata = described("a", &bytes, "");
+        let sent = send_range(&mut clients, &metadata, &bytes, 0..size).await;
+        let stored = sent.unwrap();
         assert!(stored.checksum_verified);
-        assert!(
-            clients.fetch(&stored.file_id, 0, 0).await == bytes,
-            "{size}"
-        );
+        let (_, received) = fetch(&mut clients.service, &stored.file_id, 0, 0).await;
+        assert!(received == bytes, "{size}");
         if size > 1000 {
-            let part = clients.fetch(&stored.file_id, 1000, 100_000).await;
+            let part = fetch(&mut clients.service, &stored.file_id, 1000, 100_000);
+            let (_, part) = part.await;
             assert!(part == bytes[1000..101_000]);
             let response = http_get(server.http(), &format!("/files/{}", stored.file_id)).await;
             assert!(response.starts_with("HTTP/1.1 200"), "{response:.100}");
@@ -220,8 +137,8 @@ async fn files_live_on_s3_and_uploads_go_on_from_their_last_part() {
 
     // Broken after two parts and some: the parts stay, through a restart.
     let bytes = content(3 * PART + 777);
-    let metadata = described(&bytes, "up-1");
-    let broken = clients.send(&metadata, &bytes, 0..2 * PART + 100_000).await;
+    let metadata = described("a", &bytes, "up-1");
+    let broken = send_range(&mut clients, &metadata, &bytes, 0..2 * PART + 100_000).await;
     assert_eq!(broken.unwrap_err().code(), Code::InvalidArgument);
     let upload = clients.progress("up-1").await.unwrap();
     assert_eq!(upload.committed_offset, 2 * PART as i64);
@@ -229,13 +146,12 @@ async fn files_live_on_s3_and_uploads_go_on_from_their_last_part() {
     let mut clients = Clients::of(&server).await;
     let upload = clients.progress("up-1").await.unwrap();
     assert_eq!(upload.committed_offset, 2 * PART as i64);
-    let stored = clients
-        .send(&metadata, &bytes, 2 * PART..bytes.len())
-        .await
-        .unwrap();
+    let sent = send_range(&mut clients, &metadata, &bytes, 2 * PART..bytes.len()).await;
+    let stored = sent.unwrap();
     assert!(stored.checksum_verified);
-    assert!(clients.fetch(&stored.file_id, 0, 0).await == bytes);
-    let again = clients.send(&metadata, &bytes, 0..bytes.len()).await;
+    let (_, received) = fetch(&mut clients.service, &stored.file_id, 0, 0).await;
+    assert!(received == bytes);
+    let again = send_range(&mut clients, &metadata, &bytes, 0..bytes.len()).await;
     assert_eq!(again.unwrap().file_id, stored.file_id);
     let listed = clients.files.list_files(ListFilesRequest::default()).await;
     assert_eq!(listed.unwrap().into_inner().files.len(), 1);
@@ -243,9 +159,9 @@ async fn files_live_on_s3_and_uploads_go_on_from_their_last_part() {
     // What is refused leaves no part behind.
     let wrong = FileMetadata {
         checksum: "0".repeat(64),
-        ..described(&bytes, "")
+        ..described("a", &bytes, "")
     };
-    let refused = clients.send(&wrong, &bytes, 0..bytes.len()).await;
+    let refused = send_range(&mut clients, &wrong, &bytes, 0..bytes.len()).await;
     assert_eq!(refused.unwrap_err().code(), Code::DataLoss);
     let (keys, uploads) = s3.content().await;
     assert_eq!(uploads, "0", "{keys:?}");
@@ -263,8 +179,44 @@ async fn a_store_that_is_away_is_unavailable_and_hinders_nothing_else() {
     let server = TestServer::with(away).await;
     let mut clients = Clients::of(&server).await;
     let bytes = content(10);
-    let refused = clients.send(&described(&bytes, ""), &bytes, 0..10).await;
+    let metadata = described("a", &bytes, "");
+    let refused = send_range(&mut clients, &metadata, &bytes, 0..10).await;
     let status = refused.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);
     assert_eq!(status.message(), "the file storage is not available now");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_replica_on_the_bucket_takes_an_upload_over() {
+    let s3 = S3::start().await;
+    let one = TestServer::with(s3.settings()).await;
+    let two = TestServer::with(s3.settings().set("server.instance_id", "two")).await;
+    let bytes = content(3 * PART + 777);
+    let metadata = described("a", &bytes, "up-1");
+    let first_one = Open::begin(&Clients::of(&one).await.service, metadata.clone());
+    let parts = chunks(&bytes, 0, CHUNK);
+    first_one.send(parts[..PART / CHUNK + 1].to_vec()).await;
+    let mut clients = Clients::of(&two).await;
+    eventually("a part to be committed", || async {
+        let upload = Clients::of(&two).await.progress("up-1").await.ok()?;
+        (upload.committed_offset == PART as i64).then_some(())
+    })
+    .await;
+    // The first is still there; what it sends next ends it.
+    let sent = send_range(&mut clients, &metadata, &bytes, PART..bytes.len()).await;
+    let stored = sent.unwrap();
+    for part in &parts[PART / CHUNK + 1..] {
+        if first_one.parts.send(part.clone()).await.is_err() {
+            break;
+        }
+    }
+    let status = first_one.outcome().await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted, "{status:?}");
+    assert_eq!(info(&status).0, "SUPERSEDED");
+    let (_, received) = fetch(&mut clients.service, &stored.file_id, 0, 0).await;
+    assert!(received == bytes);
+    let listed = clients.files.list_files(ListFilesRequest::default()).await;
+    assert_eq!(listed.unwrap().into_inner().files.len(), 1);
+    let (keys, uploads) = s3.content().await;
+    assert_eq!((keys.len(), &*uploads), (3, "0"), "{keys:?}");
 }

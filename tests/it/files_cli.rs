@@ -8,7 +8,7 @@ use std::{
 use tokio::process::{Child, Command};
 
 use crate::{
-    files::content,
+    file_support::content,
     support::{OWN_ADDRESS, Settings, TestServer, eventually, server::binary, soon},
 };
 

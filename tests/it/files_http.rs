@@ -10,7 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
 use crate::{
-    files::{Clients, content, sha256, store},
+    file_support::{Clients, content, sha256, store},
     support::{TestServer, eventually, soon},
 };
 

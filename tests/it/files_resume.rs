@@ -10,10 +10,11 @@ use weir::proto::{
 };
 
 use crate::{
-    files::{
-        CHUNK, Clients, MIB, Open, chunks, content, described, fetch, first, nothing_is_left,
-        open_download, send, sha256, store, whole,
+    file_support::{
+        CHUNK, Clients, MIB, Open, chunks, content, described, fetch, first, open_download, send,
+        sha256, store, whole,
     },
+    files::nothing_is_left,
     support::{
         Settings, TestServer, end,
         errors::{assert_ended, assert_invalid, info},

@@ -8,7 +8,7 @@ use tonic::Code;
 use weir::proto::streaming::v1::{FileChunk, FileMetadata, UploadFileResponse, file_chunk::Data};
 
 use crate::{
-    files::{
+    file_support::{
         CHUNK, Clients, MIB, Service, chunks, content, described, fetch, first, open_download,
         send, store,
     },

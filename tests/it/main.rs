@@ -34,6 +34,7 @@ mod drain;
 mod editors;
 mod events;
 mod feedback;
+mod file_support;
 mod files;
 mod files_cli;
 mod files_http;

@@ -300,14 +300,19 @@ fn address(line: &str, label: &str) -> SocketAddr {
 /// One HTTP/1.1 request on a connection of its own; empty when nobody answers.
 pub async fn http_get(address: SocketAddr, path: &str) -> String {
     let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
-    let Ok(mut stream) = TcpStream::connect(address).await else {
-        return String::new();
-    };
+    String::from_utf8_lossy(&exchange(address, request.as_bytes()).await).into_owned()
+}
+
+/// Sends the bytes of a request and reads until the server closes; empty when nobody listens.
+pub async fn exchange(address: SocketAddr, request: &[u8]) -> Vec<u8> {
     let mut response = Vec::new();
+    let Ok(mut stream) = TcpStream::connect(address).await else {
+        return response;
+    };
     let exchange = async {
-        stream.write_all(request.as_bytes()).await?;
+        stream.write_all(request).await?;
         stream.read_to_end(&mut response).await
     };
     let _ = tokio::time::timeout(Duration::from_secs(5), exchange).await;
-    String::from_utf8_lossy(&response).into_owned()
+    response
 }
