@@ -11,11 +11,10 @@ use object_store::{
     path::Path as Key,
 };
 use sha2::{Digest as _, Sha256};
-use tokio::task::JoinHandle;
 
 use super::{
     Checkpoint, Error, Reader, Staging, present,
-    staging::{Multipart, saved},
+    staging::{Multipart, Sending, saved, sending},
 };
 
 /// A part: S3 takes 10,000 of them, at least 5 MiB each but for the last.
@@ -127,7 +126,7 @@ impl Remote {
                 multipart: Some(multipart),
                 ..Checkpoint::default()
             },
-            is_news: true,
+            is_news: false,
             pending: BytesMut::new(),
             written: from.committed,
             hasher,
@@ -136,24 +135,18 @@ impl Remote {
     }
 }
 
-/// A part under way and the checkpoint that holds once it is there, but for its id.
-struct Sending {
-    part: JoinHandle<object_store::Result<PartId>>,
-    committed: u64,
-    hash: String,
-}
-
 /// A blob being written to S3. Holds two parts at most: one that fills and one under way.
 pub(super) struct RemoteStaging {
     store: Arc<AmazonS3>,
     target: Key,
     durable: Checkpoint,
-    /// The checkpoint was not handed out yet.
+    /// The checkpoint that holds once the part under way is there.
+    sending: Option<Sending>,
+    /// That one was not handed out yet.
     is_news: bool,
     pending: BytesMut,
     written: u64,
     hasher: Sha256,
-    sending: Option<Sending>,
 }
 
 impl RemoteStaging {
@@ -200,36 +193,35 @@ impl RemoteStaging {
         let index = self.sent_parts();
         let data = self.pending.split().freeze();
         let (store, target) = (Arc::clone(&self.store), self.target.clone());
-        let id = self.multipart()?.id.clone();
-        self.sending = Some(Sending {
-            committed: self.durable.committed + data.len() as u64,
-            hash: saved(&self.hasher),
-            part: tokio::spawn(async move {
-                store
-                    .put_part(&target, &id, index, PutPayload::from(data))
-                    .await
-            }),
-        });
+        let mut multipart = self.multipart()?.clone();
+        let committed = self.durable.committed + data.len() as u64;
+        let hash = saved(&self.hasher);
+        self.sending = Some(sending(async move {
+            let (id, data) = (&multipart.id, PutPayload::from(data));
+            let part = match store.put_part(&target, id, index, data).await {
+                // The multipart upload is gone: completed, aborted or expired.
+                Err(object_store::Error::NotFound { .. }) => {
+                    return Err(Error::Corrupt("the parts of an upload are gone".into()));
+                }
+                part => part?,
+            };
+            multipart.parts.push(part.content_id);
+            Ok(Checkpoint {
+                committed,
+                hash,
+                multipart: Some(multipart),
+                ..Checkpoint::default()
+            })
+        }));
+        self.is_news = true;
         Ok(())
     }
 
     /// Waits for the part under way.
     async fn sent(&mut self) -> Result<(), Error> {
-        let Some(sending) = self.sending.take() else {
-            return Ok(());
-        };
-        let failed = |error: tokio::task::JoinError| Error::Unavailable(error.to_string());
-        let part = match sending.part.await.map_err(failed)? {
-            // The multipart upload is gone: completed, aborted or expired.
-            Err(object_store::Error::NotFound { .. }) => {
-                return Err(Error::Corrupt("the parts of an upload are gone".into()));
-            }
-            part => part?,
-        };
-        self.multipart()?.parts.push(part.content_id);
-        self.durable.committed = sending.committed;
-        self.durable.hash = sending.hash;
-        self.is_news = true;
+        if let Some(sending) = self.sending.take() {
+            self.durable = sending.await?;
+        }
         Ok(())
     }
 
@@ -241,8 +233,9 @@ impl RemoteStaging {
     pub(super) fn checkpoint_due(
         &mut self,
     ) -> Option<BoxFuture<'static, Result<Checkpoint, Error>>> {
-        let checkpoint = self.durable.clone();
-        std::mem::take(&mut self.is_news).then(|| futures::future::ready(Ok(checkpoint)).boxed())
+        let sending = self.sending.clone().filter(|_| self.is_news)?;
+        self.is_news = false;
+        Some(sending.boxed())
     }
 
     pub(super) async fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
@@ -262,9 +255,8 @@ impl RemoteStaging {
     }
 
     pub(super) async fn discard(mut self) -> Result<(), Error> {
-        if let Some(sending) = self.sending.take() {
-            sending.part.abort();
-        }
+        // A part behind the end would stay.
+        let _ = self.sent().await;
         let id = self.multipart()?.id.clone();
         present(self.store.abort_multipart(&self.target, &id).await)?;
         Ok(())

@@ -1,6 +1,10 @@
 //! A blob on its way in.
 
 use bytes::Bytes;
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
 use serde::{Deserialize, Serialize};
 use sha2::{
     Digest as _, Sha256,
@@ -46,6 +50,21 @@ impl Checkpoint {
         let state = bytes.as_slice().try_into().map_err(|_| broken())?;
         Sha256::deserialize(state).map_err(|_: DeserializeStateError| broken())
     }
+}
+
+/// The checkpoint that holds once a part under way is there; more than one may wait for it.
+pub(super) type Sending = Shared<BoxFuture<'static, Result<Checkpoint, Error>>>;
+
+/// Sends a part, whether or not somebody waits for it.
+pub(super) fn sending(
+    part: impl Future<Output = Result<Checkpoint, Error>> + Send + 'static,
+) -> Sending {
+    let sent = tokio::spawn(part);
+    let checkpoint = async {
+        let failed = |error: tokio::task::JoinError| Error::Unavailable(error.to_string());
+        sent.await.map_err(failed)?
+    };
+    checkpoint.boxed().shared()
 }
 
 pub(super) fn saved(hasher: &Sha256) -> String {
@@ -112,9 +131,7 @@ impl Staging {
     }
 
     /// When enough was written since the last call that gave one: a future that makes it durable, beside further writes.
-    pub fn checkpoint_due(
-        &mut self,
-    ) -> Option<futures::future::BoxFuture<'static, Result<Checkpoint, Error>>> {
+    pub fn checkpoint_due(&mut self) -> Option<BoxFuture<'static, Result<Checkpoint, Error>>> {
         match &mut self.0 {
             Kind::Local(staging) => staging.checkpoint_due(),
             Kind::Remote(staging) => staging.checkpoint_due(),

@@ -3,20 +3,16 @@
 use bytes::{Bytes, BytesMut};
 use futures::{FutureExt as _, future::BoxFuture};
 use sha2::{Digest as _, Sha256};
-use tokio::task::JoinHandle;
 
 use super::{CHUNK_BYTES, Jetstream, Run, persist};
-use crate::blob::{Checkpoint, Error, staging::saved};
+use crate::blob::{
+    Checkpoint, Error,
+    staging::{Sending, saved, sending},
+};
 
 /// Chunks that are sent together, and made durable together.
 const PART_CHUNKS: usize = 8;
 const PART_BYTES: usize = PART_CHUNKS * CHUNK_BYTES;
-
-/// Chunks under way and the checkpoint that holds once they are stored.
-struct Sending {
-    stored: JoinHandle<Result<(), Error>>,
-    then: Checkpoint,
-}
 
 /// A blob being written to JetStream. Holds two parts at most: one that fills and one under way.
 pub(in crate::blob) struct JetstreamStaging {
@@ -24,12 +20,13 @@ pub(in crate::blob) struct JetstreamStaging {
     key: String,
     run: Run,
     durable: Checkpoint,
-    /// The checkpoint was not handed out yet.
+    /// The checkpoint that holds once the part under way is stored.
+    sending: Option<Sending>,
+    /// That one was not handed out yet.
     is_news: bool,
     pending: BytesMut,
     written: u64,
     hasher: Sha256,
-    sending: Option<Sending>,
 }
 
 impl JetstreamStaging {
@@ -92,28 +89,25 @@ impl JetstreamStaging {
             Some(run) if run.id == self.run.id => *run = self.run.clone(),
             _ => runs.push(self.run.clone()),
         }
+        let then = Checkpoint {
+            committed,
+            hash: saved(&self.hasher),
+            runs,
+            multipart: None,
+        };
         let blobs = self.store.blobs.clone();
-        self.sending = Some(Sending {
-            stored: tokio::spawn(
-                async move { persist(&blobs, || blobs.store(chunks.clone())).await },
-            ),
-            then: Checkpoint {
-                committed,
-                hash: saved(&self.hasher),
-                runs,
-                multipart: None,
-            },
-        });
+        self.sending = Some(sending(async move {
+            persist(&blobs, || blobs.store(chunks.clone())).await?;
+            Ok(then)
+        }));
+        self.is_news = true;
         Ok(())
     }
 
     /// Waits for the part under way.
     async fn sent(&mut self) -> Result<(), Error> {
         if let Some(sending) = self.sending.take() {
-            let failed = |error: tokio::task::JoinError| Error::Unavailable(error.to_string());
-            sending.stored.await.map_err(failed)??;
-            self.durable = sending.then;
-            self.is_news = true;
+            self.durable = sending.await?;
         }
         Ok(())
     }
@@ -121,8 +115,9 @@ impl JetstreamStaging {
     pub(in crate::blob) fn checkpoint_due(
         &mut self,
     ) -> Option<BoxFuture<'static, Result<Checkpoint, Error>>> {
-        let checkpoint = self.durable.clone();
-        std::mem::take(&mut self.is_news).then(|| futures::future::ready(Ok(checkpoint)).boxed())
+        let sending = self.sending.clone().filter(|_| self.is_news)?;
+        self.is_news = false;
+        Some(sending.boxed())
     }
 
     pub(in crate::blob) async fn checkpoint(&mut self) -> Result<Checkpoint, Error> {
