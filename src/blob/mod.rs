@@ -148,6 +148,12 @@ impl Store {
         !matches!(*self.0, Kind::Local(_))
     }
 
+    /// Whether a version is deleted in one step: [`Self::delete_version`] alone decides between two processes.
+    #[must_use]
+    pub fn deletes_versions(&self) -> bool {
+        matches!(*self.0, Kind::Jetstream(_))
+    }
+
     fn access(&self) -> Result<Access<'_>, Error> {
         Ok(match &*self.0 {
             Kind::Local(local) => Access::Objects(Objects {
@@ -197,7 +203,10 @@ impl Store {
                 present(objects.store.delete(&objects.key(key)).await)?;
                 Ok(())
             }
-            Access::Jetstream(jetstream) => jetstream.delete(key, None).await,
+            Access::Jetstream(jetstream) => {
+                jetstream.delete(key, None).await?;
+                Ok(())
+            }
         }
     }
 

@@ -102,27 +102,27 @@ impl Store {
         Ok(Version::tag(e_tag, version))
     }
 
-    /// Deletes an object unless it has another version by now. On S3 somebody may change it between the look and the
-    /// deletion.
+    /// Deletes an object that still has this version. On S3 somebody may change it between the look and the deletion.
     ///
     /// # Errors
-    /// What the storage reports.
+    /// [`Error::Conflict`] when it has another or is gone, or what the storage reports.
     pub async fn delete_version(&self, key: &str, expected: &Version) -> Result<(), Error> {
-        match self.access()? {
-            Access::Objects(objects) => {
-                let found = match objects.remote {
-                    Some(_) => present(objects.store.head(&objects.key(key)).await)?,
-                    None => None,
-                };
-                let is_other = found.is_some_and(|found| {
-                    Version::tag(found.e_tag.clone(), found.version) != *expected
-                });
-                match is_other {
+        let objects = match self.access()? {
+            Access::Objects(objects) => objects,
+            Access::Jetstream(jetstream) => {
+                return match jetstream.delete(key, expected.sequence()).await? {
                     true => Ok(()),
-                    false => self.delete(key).await,
-                }
+                    false => Err(Error::Conflict),
+                };
             }
-            Access::Jetstream(jetstream) => jetstream.delete(key, expected.sequence()).await,
+        };
+        if objects.remote.is_some() {
+            let found = present(objects.store.head(&objects.key(key)).await)?;
+            let found = found.map(|found| Version::tag(found.e_tag, found.version));
+            if found.as_ref() != Some(expected) {
+                return Err(Error::Conflict);
+            }
         }
+        self.delete(key).await
     }
 }

@@ -274,7 +274,8 @@ async fn a_replica_sweeps_what_another_left_and_nothing_that_one_writes() {
     // And chunks that no upload knows.
     let client = async_nats::connect(nats.url()).await.unwrap();
     let lost = format!("$O.weir-files.C.file-{}.r.0", "0".repeat(32));
-    let stored = jetstream::new(client).publish(lost, "lost".into()).await;
+    let context = jetstream::new(client);
+    let stored = context.publish(lost, "lost".into()).await;
     stored.unwrap().await.unwrap();
     one.kill().await;
     // One that is alive on the other, but says nothing for longer than uploads live.

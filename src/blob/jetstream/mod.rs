@@ -110,12 +110,12 @@ impl Jetstream {
         Ok(found.map(|found| (found.payload, found.sequence)))
     }
 
-    /// Deletes the object, or only the `version` of it.
-    pub(super) async fn delete(&self, key: &str, version: Option<u64>) -> Result<(), Error> {
+    /// Deletes the object, or only the `version` of it; whether it was there.
+    pub(super) async fn delete(&self, key: &str, version: Option<u64>) -> Result<bool, Error> {
         let subject = self.object(key);
         let before = version.map(|version| version + 1);
-        persist(&self.objects, || self.objects.purge(&subject, before)).await?;
-        Ok(())
+        let purged = persist(&self.objects, || self.objects.purge(&subject, before)).await?;
+        Ok(purged > 0)
     }
 
     /// Names of the objects in `dir`, in no order.

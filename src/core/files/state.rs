@@ -237,7 +237,11 @@ impl Files {
         }
         store.put(&info.id.meta_key(), info::encode(info)?).await?;
         if let Some(version) = version {
-            store.delete_version(&key.state(), version).await?;
+            match store.delete_version(&key.state(), version).await {
+                // Another process took the same steps.
+                Ok(()) | Err(blob::Error::Conflict) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(())
     }
@@ -257,13 +261,14 @@ impl Files {
         if self.complete_found(key, &state, &version).await?.is_some() {
             return Ok(Ended::Stored);
         }
-        let version = self.give_up(key, &state, version).await?;
+        let left = self.give_up(key, &state, version).await?;
         self.discard(key, state).await;
-        self.0.store.delete_version(&key.state(), &version).await?;
+        self.given_up(key, left).await?;
         Ok(Ended::Expired)
     }
 
-    /// Takes the content from an upload: what is staged is the caller's to drop, and nobody goes on with it.
+    /// Takes the content from an upload: what is staged is the caller's to drop, and nobody goes on with it. What is left of
+    /// the state is to be handed to [`Self::given_up`] then.
     ///
     /// # Errors
     /// [`Error::Superseded`] when another process was faster, or what the store reports.
@@ -272,12 +277,34 @@ impl Files {
         key: &Key,
         state: &State,
         version: Version,
-    ) -> Result<Version, Error> {
-        if !self.0.store.is_shared() {
-            return Ok(version);
+    ) -> Result<Option<Version>, Error> {
+        let store = &self.0.store;
+        if store.deletes_versions() {
+            // Takes no room: it has to work on a full store too.
+            store.delete_version(&key.state(), &version).await?;
+            return Ok(None);
+        }
+        if !store.is_shared() {
+            return Ok(Some(version));
         }
         let anew = state.anew();
-        Ok(anew.save(&self.0.store, key, Some(&version)).await?)
+        Ok(Some(anew.save(store, key, Some(&version)).await?))
+    }
+
+    /// The content is dropped: so is what was left.
+    pub(super) async fn given_up(&self, key: &Key, left: Option<Version>) -> Result<(), Error> {
+        if let Some(left) = left {
+            self.0.store.delete_version(&key.state(), &left).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether another process writes the upload by now, or has finished it.
+    pub(super) async fn is_taken(&self, key: &Key, state: &State) -> bool {
+        let stored = self.stored(key).await;
+        let is_other = |stored: &State| stored.writer != state.writer;
+        self.0.store.is_shared()
+            && stored.is_ok_and(|stored| stored.is_none_or(|(stored, _)| is_other(&stored)))
     }
 
     /// Drops what is staged of an upload that was given up.

@@ -117,7 +117,16 @@ impl Task {
         let files = self.files.clone();
         let ended = self.receive(commands).await;
         let saved = self.saved().await;
-        let (outcome, result) = match ended.and_then(|end| saved.map(|()| end)) {
+        let mut ended = ended.and_then(|end| saved.map(|()| end));
+        if let Err(Error::Blob(error)) = &ended
+            && self.is_tracked()
+            && files.is_taken(self.ticket.key(), &self.state).await
+        {
+            // Whoever took it over took its parts away too.
+            tracing::debug!(%error, "an upload that was taken over failed");
+            ended = Err(Error::Superseded);
+        }
+        let (outcome, result) = match ended {
             Ok(End::Finished) => match self.finish().await {
                 Ok(info) => ("stored", Ok(info)),
                 Err(Error::Checksum) => ("refused", Err(Error::Checksum)),
@@ -263,10 +272,9 @@ impl Task {
         } = self;
         match version {
             Some(version) => {
-                let version = files.give_up(ticket.key(), &state, version).await?;
+                let left = files.give_up(ticket.key(), &state, version).await?;
                 staging.discard().await?;
-                let key = ticket.key().state();
-                files.0.store.delete_version(&key, &version).await?;
+                files.given_up(ticket.key(), left).await?;
             }
             None => staging.discard().await?,
         }
