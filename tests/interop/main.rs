@@ -41,9 +41,9 @@ mod log_conformance;
 mod log_support;
 mod nats;
 mod nats_access;
-mod peers;
 mod nats_files;
 mod nats_files_faults;
+mod peers;
 mod prometheus;
 mod s3;
 #[allow(

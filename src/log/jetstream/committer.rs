@@ -152,7 +152,7 @@ impl Committer {
     async fn publish(&mut self, group: &Group) -> (Vec<Settled>, Option<Error>) {
         let messages = &group.messages;
         let mut settled = Vec::with_capacity(messages.len());
-        let is_few = self.shared.api.is_single
+        let is_few = self.shared.api.stream.is_single
             && messages.len() <= FEW
             && group.appends.iter().all(|append| append.batch.len() == 1);
         let mut ranges = chunks(messages, if is_few { 1 } else { self.group });
