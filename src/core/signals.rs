@@ -9,7 +9,7 @@
 //! told the same of this one. To hear an awareness twice is to hear it once, as each carries its editor's clock.
 //!
 //! Bounds: one channel for each topic that somebody listens to, with [`CHANNEL`] signals. A listener that falls behind
-//! loses the oldest, and the loss is counted. Of a sender one awareness of at most [`REMEMBERED_BYTES`] is remembered, and a
+//! loses the oldest, and the loss is counted. Of a sender one awareness of at most `REMEMBERED_BYTES` is remembered, and a
 //! newcomer gets those of [`CHANNEL`] senders.
 
 use std::{

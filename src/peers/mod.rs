@@ -1,7 +1,7 @@
 //! The other instances: what all of them are told, and what one of them is asked.
 //!
 //! Best effort and never stored. An instance that runs alone has no peers; those on one NATS know each other by its core
-//! messages ([`nats`]). Owns the way between instances and its encoding ([`message`]); what a signal means is the core's, and
+//! messages (`nats`). Owns the way between instances and its encoding (`message`); what a signal means is the core's, and
 //! what the answers are is said by whoever implements [`Local`].
 
 mod message;

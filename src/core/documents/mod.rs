@@ -17,7 +17,7 @@
 //!
 //! Every replica compacts, and any number may at once: each drops only what its own snapshot covers, so what is retained is
 //! always the whole. Whoever reads meanwhile may find that what it wants to read was just dropped; it begins again
-//! ([`TRIES`] times), and finds it in the snapshot. A snapshot of another replica begins the count of updates anew, so that
+//! (`TRIES` times), and finds it in the snapshot. A snapshot of another replica begins the count of updates anew, so that
 //! they do not all compact what one of them has.
 //!
 //! Bounds: `documents.max_open` documents in memory, `documents.max_size` bytes each; as many threads at work as cores; one
