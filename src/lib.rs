@@ -14,6 +14,7 @@ pub mod log;
 pub mod nats;
 pub mod net;
 pub mod peers;
+pub mod registry;
 pub mod services;
 pub mod telemetry;
 pub mod web;

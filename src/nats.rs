@@ -1,6 +1,7 @@
 //! The connection to NATS that an instance has when its log is on JetStream: one, shared by the log, the files and the registry.
 
 pub(crate) mod stream;
+pub(crate) mod token;
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

@@ -33,6 +33,7 @@ use crate::{
             own::{self, OwnFeeds},
         },
         instance::Instance,
+        presence,
         readiness::{Condition, Readiness},
         rooms::Rooms,
     },
@@ -40,6 +41,7 @@ use crate::{
     nats::Nats,
     net::{Acceptor, Closing, Settings},
     peers::{Local, Peers},
+    registry::jetstream::Bucket,
     services::{self, Core},
     telemetry::{self, Lines, Metrics, Traces},
     web,
@@ -199,7 +201,7 @@ impl Serving {
         );
         let topics = Topics::new(Arc::clone(engine), hub.clone(), self.traces.clone());
         let own = self.own_feeds(engine).await;
-        let presence = self.open_presence(&topics, own).await?;
+        let presence = self.open_presence(&topics, own, nats.as_ref()).await?;
         let (files, are_found) = self.open_files(nats.as_ref()).await?;
         self.gate
             .open(&self.core(topics, own, presence.clone(), files.clone(), peers)?);
@@ -247,12 +249,24 @@ impl Serving {
         own
     }
 
-    async fn open_presence(&self, topics: &Topics, own: &OwnFeeds) -> Result<Presence, Error> {
+    /// Of the only instance, or of all replicas.
+    async fn open_presence(
+        &self,
+        topics: &Topics,
+        own: &OwnFeeds,
+        nats: Option<&Nats>,
+    ) -> Result<Presence, Error> {
         let (events, metrics) = (own.sender(), self.metrics.clone());
-        let presence = Presence::new(topics.clone(), events, &self.config.presence, metrics)
+        let (topics, config) = (topics.clone(), &self.config.presence);
+        if let Some(nats) = nats {
+            let registry = Arc::new(Bucket::open(nats, &self.config).await?);
+            let shared = presence::Shared::new(registry, topics, events, config, metrics);
+            return Ok(Presence::Shared(shared));
+        }
+        let alone = presence::Alone::new(topics, events, config, metrics)
             .map_err(|error| Error::Task(error.to_string()))?;
-        presence.recover().await?;
-        Ok(presence)
+        alone.recover().await?;
+        Ok(Presence::Alone(alone))
     }
 
     /// What the services stand on.

@@ -62,6 +62,10 @@ pub fn into_status(error: Error) -> Status {
                 _ => "the file storage is not available now".to_owned(),
             }
         }
+        Error::Registry(_) => {
+            tracing::error!(%error, code = code.reason(), "the registry failed a call");
+            "who is in the rooms cannot be known or said now".to_owned()
+        }
         Error::Log(log::Error::Closed) => fixed_text(code).to_owned(),
         _ => error.to_string(),
     };
@@ -118,6 +122,7 @@ fn details(error: &Error) -> ErrorDetails {
         | Error::Checksum
         | Error::OutOfRange { .. }
         | Error::Blob(_)
+        | Error::Registry(_)
         | Error::Log(_) => {}
     }
     details

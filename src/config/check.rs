@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use super::{
-    Config,
+    Config, EngineKind,
     section::{Node as _, Violation},
 };
 
@@ -25,6 +25,7 @@ pub(super) fn all(config: &Config) -> Vec<Violation> {
         origins,
         queue,
         jetstream,
+        lease,
         hub,
         drain,
         lateness,
@@ -149,6 +150,18 @@ fn jetstream(config: &Config) -> Option<Violation> {
         Violation::new(
             &["jetstream.cert", "jetstream.key"],
             "such that jetstream.cert and jetstream.key are both set or both empty",
+        )
+    })
+}
+
+/// A replica that dies while it tells a room that somebody went is found out after its lease: the room is then told again,
+/// and the key must still be known.
+fn lease(config: &Config) -> Option<Violation> {
+    let is_long = config.presence.lease.saturating_mul(3) > config.log.dedupe_window;
+    (config.log.engine == EngineKind::Jetstream && is_long).then(|| {
+        Violation::new(
+            &["presence.lease", "log.dedupe_window"],
+            "such that presence.lease is at most a third of log.dedupe_window with log.engine = \"jetstream\"",
         )
     })
 }

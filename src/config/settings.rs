@@ -176,7 +176,7 @@ section! {
         pub stream: String = "weir".into();
         /// First part of every subject. Two services of one NATS account have different streams and different prefixes.
         pub prefix: String = "weir".into();
-        /// Servers that keep a copy of the stream: 1, or 3 or 5 of a cluster.
+        /// Servers that keep a copy of the stream and of the members: 1, or 3 or 5 of a cluster.
         pub replicas: usize = 1, in 1..=5;
         /// How long NATS may take to answer; then appends and reads fail with `UNAVAILABLE`.
         #[serde(with = "humantime_serde")]
@@ -300,10 +300,12 @@ section! {
 section! {
     /// Who is in rooms.
     pub struct Presence {
-        /// How long a member whose stream broke stays listed and may come back without leaving.
+        /// How long a member whose stream broke stays listed and may come back without leaving; on a replica that died, from
+        /// its last sign of life, a third more and up to whole seconds. With engine `jetstream` at most a third of
+        /// `log.dedupe_window`.
         #[serde(with = "humantime_serde")]
         pub lease: Duration = secs(15), in millis(10)..=minutes(60);
-        /// Members of all rooms at most; further ones chat unlisted.
+        /// Members of all rooms at most, on all replicas; further ones chat unlisted.
         pub max_members: usize = 100_000, in 1..=100_000_000;
     }
 }

@@ -165,6 +165,17 @@ weir.toml: server.max_connections = 0: must be a whole number (1 to 10000000)
 }
 
 #[test]
+fn replicas_know_what_a_room_was_told_for_longer_than_a_lease() {
+    let with = |engine| with_flags(&[("log.engine", engine), ("presence.lease", "4m")]);
+    assert!(with("embedded").is_ok());
+    let problems = with("jetstream").unwrap_err().to_string();
+    assert!(
+        problems.contains("at most a third of log.dedupe_window"),
+        "{problems}"
+    );
+}
+
+#[test]
 fn a_key_in_the_wrong_section_is_found() {
     let text = lines(&[("server.log_level", "info")]).join("");
     assert!(text.contains("did you mean telemetry.log_level?"), "{text}");

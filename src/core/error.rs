@@ -3,6 +3,7 @@
 use crate::{
     blob,
     log::{self, Sequence},
+    registry,
 };
 
 /// Why the core refused or failed. Services turn it into a status in one place.
@@ -69,6 +70,9 @@ pub enum Error {
     /// The file storage refused or failed.
     #[error(transparent)]
     Blob(blob::Error),
+    /// Who is where cannot be known or said now.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
     /// The log refused or failed.
     #[error(transparent)]
     Log(#[from] log::Error),
@@ -273,6 +277,7 @@ impl Error {
                 blob::Error::Corrupt(_) => ErrorCode::StorageCorrupt,
                 blob::Error::Conflict => ErrorCode::Superseded,
             },
+            Self::Registry(_) => ErrorCode::StorageUnavailable,
             Self::Log(error) => match error {
                 log::Error::Full => ErrorCode::StorageFull,
                 log::Error::Unavailable(_) => ErrorCode::StorageUnavailable,

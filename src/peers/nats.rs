@@ -35,8 +35,8 @@ use super::{
     message::{Answer, Asked, Description, Run, Signal, Told, What, decode, encode},
 };
 use crate::{
-    log::{OpenError, jetstream::escape},
-    nats::{Attempt, Nats},
+    log::OpenError,
+    nats::{Attempt, Nats, token::escape},
     telemetry::Metrics,
 };
 
@@ -89,7 +89,7 @@ impl Subjects {
 
     fn one(&self, id: &str) -> String {
         let mut subject = format!("{}.peers.ask.", self.prefix);
-        escape(id, &mut subject);
+        escape(id, '%', &mut subject);
         subject
     }
 }

@@ -1,15 +1,14 @@
 //! The engine on JetStream beyond the contract every engine keeps: several replicas, faults, start-up; against real servers.
 
 use std::{
-    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
 use futures::future::join_all;
 use tokio::{
-    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, copy_bidirectional},
-    net::{TcpListener, TcpStream},
+    io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
     sync::watch,
     task::JoinSet,
 };
@@ -23,6 +22,7 @@ use weir::{
 };
 
 use super::{
+    link::Link,
     log_support::{
         ALL, Feed, append, append_all, eventually, keyed, payloads, read_all, record, room,
     },
@@ -65,54 +65,6 @@ async fn unhealthy(engine: &Jetstream) {
     let mut health = engine.health();
     let off = health.wait_for(|health| matches!(health, Health::Unavailable(_)));
     support::soon("bad health", off).await.unwrap();
-}
-
-/// A way to a server that can be cut without either end being told.
-struct Link {
-    address: SocketAddr,
-    to: SocketAddr,
-    listening: Option<tokio::task::JoinHandle<()>>,
-}
-
-impl Link {
-    async fn to(url: &str) -> Self {
-        let to = url.trim_start_matches("nats://").parse().unwrap();
-        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let listening = Some(tokio::spawn(carry(listener, to)));
-        Self {
-            address,
-            to,
-            listening,
-        }
-    }
-
-    fn url(&self) -> String {
-        format!("nats://{}", self.address)
-    }
-
-    async fn cut(&mut self) {
-        if let Some(listening) = self.listening.take() {
-            listening.abort();
-            let _ = listening.await;
-        }
-    }
-
-    async fn mend(&mut self) {
-        let listener = TcpListener::bind(self.address).await.unwrap();
-        self.listening = Some(tokio::spawn(carry(listener, self.to)));
-    }
-}
-
-/// Passes connections on; aborting it breaks them.
-async fn carry(listener: TcpListener, to: SocketAddr) {
-    let mut connections = JoinSet::new();
-    while let Ok((mut from, _)) = listener.accept().await {
-        connections.spawn(async move {
-            let mut to = TcpStream::connect(to).await?;
-            copy_bidirectional(&mut from, &mut to).await
-        });
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

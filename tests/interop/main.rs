@@ -18,6 +18,12 @@ mod documents;
     dead_code,
     reason = "shared with the tests of the binary, which use all of it"
 )]
+#[path = "../it/doors.rs"]
+mod doors;
+#[allow(
+    dead_code,
+    reason = "shared with the tests of the binary, which use all of it"
+)]
 #[path = "../it/editors.rs"]
 mod editors;
 mod examples;
@@ -31,6 +37,7 @@ mod file_support;
 mod grpcurl;
 mod jetstream;
 mod kubernetes;
+mod link;
 #[path = "../it/log_conformance.rs"]
 mod log_conformance;
 #[allow(
@@ -45,6 +52,7 @@ mod nats_files;
 mod nats_files_faults;
 mod peers;
 mod prometheus;
+mod registry;
 mod s3;
 #[allow(
     dead_code,

@@ -1,10 +1,6 @@
 //! Members of rooms: who is listed, and what a room is told, over broken connections, drains and restarts.
 
-use std::sync::{Arc, Mutex};
-
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use weir::proto::{
     streaming::v1::ChatMessage,
     weir::v1::RoomMessageKind::{self, Join, Leave},
@@ -13,8 +9,8 @@ use weir::proto::{
 use crate::{
     doors::{self, Talk, has_members, join, kinds, members, room_message, text, v1},
     support::{
-        OWN_ADDRESS, Settings, TestServer, end, errors::assert_ended, eventually, follow, message,
-        next,
+        OWN_ADDRESS, Settings, TestServer, breakable, end, errors::assert_ended, eventually,
+        follow, message, next,
     },
 };
 
@@ -35,25 +31,6 @@ async fn member(channel: Channel, room: &str, user: &str) -> Talk<ChatMessage> {
         format!("User {user} joined the chat")
     );
     talk
-}
-
-/// A connection whose socket the test can close under it.
-async fn breakable(server: &TestServer) -> (Channel, std::net::TcpStream) {
-    let address = server.grpc();
-    let kept = Arc::new(Mutex::new(None));
-    let keep = Arc::clone(&kept);
-    let connector = tower::service_fn(move |_: Uri| {
-        let keep = Arc::clone(&keep);
-        async move {
-            let socket = TcpStream::connect(address).await?.into_std()?;
-            *keep.lock().unwrap() = Some(socket.try_clone()?);
-            Ok::<_, std::io::Error>(TokioIo::new(TcpStream::from_std(socket)?))
-        }
-    });
-    let endpoint = Endpoint::from_shared(server.url()).unwrap();
-    let channel = endpoint.connect_with_connector(connector).await.unwrap();
-    let socket = kept.lock().unwrap().take().unwrap();
-    (channel, socket)
 }
 
 /// Waits until the server has no chat of `streaming.v1` any more.

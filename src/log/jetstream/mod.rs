@@ -39,7 +39,6 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::subject::escape;
 use self::{
     committer::{Append, Committer},
     feed::Feed,

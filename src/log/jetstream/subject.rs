@@ -9,9 +9,13 @@
 //! A name is one token. Bytes other than ASCII letters, digits, `-` and `_` are written `%XX`, so dots, spaces, wildcards
 //! and any Unicode come back as they were and no two names share a subject.
 
-use std::fmt::Write as _;
+use crate::{
+    log::{Space, Topic},
+    nats::token::{escape, unescape},
+};
 
-use crate::log::{Space, Topic};
+/// Begins an escaped byte.
+const MARK: char = '%';
 
 /// The subjects of one log.
 #[derive(Debug, Clone)]
@@ -63,7 +67,7 @@ impl Subjects {
 
     fn of(&self, kind: &str, topic: &Topic) -> String {
         let mut subject = format!("{}.{kind}.{}.", self.prefix, topic.space());
-        escape(topic.name(), &mut subject);
+        escape(topic.name(), MARK, &mut subject);
         subject
     }
 
@@ -76,41 +80,13 @@ impl Subjects {
         };
         let (kind, rest) = rest.split_once('.')?;
         let (space, name) = rest.split_once('.')?;
-        let topic = Topic::new(space.parse().ok()?, &unescape(name)?).ok()?;
+        let topic = Topic::new(space.parse().ok()?, &unescape(name, MARK)?).ok()?;
         match kind {
             "log" => Some(Subject::Log(topic)),
             "trim" => Some(Subject::Trim(topic)),
             _ => None,
         }
     }
-}
-
-/// Adds `name` as one token.
-pub(crate) fn escape(name: &str, out: &mut String) {
-    for byte in name.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_') {
-            out.push(char::from(byte));
-        } else {
-            // Writing to a string does not fail.
-            let _ = write!(out, "%{byte:02X}");
-        }
-    }
-}
-
-fn unescape(token: &str) -> Option<String> {
-    let mut bytes = Vec::with_capacity(token.len());
-    let mut rest = token.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        rest = after;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let (digits, after) = rest.split_at_checked(2)?;
-        bytes.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
-        rest = after;
-    }
-    String::from_utf8(bytes).ok()
 }
 
 #[cfg(test)]

@@ -70,10 +70,9 @@ impl Rooms for Service {
         &self,
         request: Request<ListMembersRequest>,
     ) -> Result<Response<ListMembersResponse>, Status> {
-        let mut check = Check::new(&"");
-        let room = check.topic(Space::Room, "room", &request.get_ref().room);
-        let room = check.finish(room).map_err(into_status)?;
-        let members = self.core.presence.members(&room);
+        let room = room(&request.get_ref().room).map_err(into_status)?;
+        let members = self.core.presence.members(&room).await;
+        let members = members.map_err(into_status)?;
         Ok(Response::new(ListMembersResponse {
             members: members.into_iter().map(Member::from).collect(),
         }))
@@ -268,6 +267,12 @@ fn history_request(request: &GetHistoryRequest) -> Result<(Topic, Sequence, usiz
     let size = check.page_size(request.page_size);
     let whole = room.zip(size);
     check.finish(whole.map(|(room, size)| (room, Sequence(request.after_sequence), size)))
+}
+
+fn room(name: &str) -> Result<Topic, Error> {
+    let mut check = Check::new(&"");
+    let room = check.topic(Space::Room, "room", name);
+    check.finish(room)
 }
 
 fn place(room: &str, user: String) -> Result<(Topic, Name), Error> {

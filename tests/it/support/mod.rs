@@ -6,10 +6,21 @@ pub mod server;
 
 pub use server::{OWN_ADDRESS, Settings, TestServer};
 
-use std::{future::Future, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
-use tokio::time::{Instant, sleep};
-use tonic::{Status, transport::Channel};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep},
+};
+use tonic::{
+    Status,
+    transport::{Channel, Endpoint, Uri},
+};
 use weir::proto::chat::{
     Message, SendMessageRequest, SubscribeRequest, chat_service_client::ChatServiceClient,
 };
@@ -38,6 +49,25 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
         Ok(value) => value,
         Err(_) => panic!("waited in vain for {what}"),
     }
+}
+
+/// A connection whose socket the test can close under it.
+pub(crate) async fn breakable(server: &TestServer) -> (Channel, std::net::TcpStream) {
+    let address = server.grpc();
+    let kept = Arc::new(Mutex::new(None));
+    let keep = Arc::clone(&kept);
+    let connector = tower::service_fn(move |_: Uri| {
+        let keep = Arc::clone(&keep);
+        async move {
+            let socket = TcpStream::connect(address).await?.into_std()?;
+            *keep.lock().unwrap() = Some(socket.try_clone()?);
+            Ok::<_, std::io::Error>(TokioIo::new(TcpStream::from_std(socket)?))
+        }
+    });
+    let endpoint = Endpoint::from_shared(server.url()).unwrap();
+    let channel = endpoint.connect_with_connector(connector).await.unwrap();
+    let socket = kept.lock().unwrap().take().unwrap();
+    (channel, socket)
 }
 
 /// The next message of a stream that must have one.

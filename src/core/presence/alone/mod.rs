@@ -1,41 +1,38 @@
-//! Who is in which room: members by leases.
-//!
-//! A member is a user with at least one stream in a room. When its last stream was closed by the client it goes at once.
-//! When the stream broke or the server ended it, a lease keeps the member for a while: whoever comes back within it never
-//! left, so neither a leave nor a join is posted.
+//! The members of the only instance there is: leases in memory.
 //!
 //! Members whose coming was posted are also kept in the log ([`Space::Presence`]), so that after a restart they hold a lease
 //! from the start: one that comes back has not left, one that does not gets its leave. Members that came silently are
 //! known by their streams alone.
 //!
-//! Bounds: `presence.max_members` members, whoever comes beyond it is not listed; the presence topic is written anew and
-//! trimmed every `SNAPSHOT_CHANGES` changes or twice its members, whichever is more, and every `SNAPSHOT_AGE`.
+//! Bounds: the presence topic is written anew and trimmed every `SNAPSHOT_CHANGES` changes or twice its members, whichever
+//! is more, and every `SNAPSHOT_AGE`.
 
+mod state;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use bytes::Bytes;
 use tokio::{
     sync::Notify,
     time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 
-use super::{
-    Error, Topics,
-    appender::Appended,
-    feeds::{Happening, own},
-    rooms::{Kind, announcement},
-};
+use self::state::{State, presence_record};
+use super::{Entered, Home, Seen, Stay};
 use crate::{
     config,
-    log::{EventTime, Limit, NewRecord, Record, Sequence, Space, Timestamp, Topic, TopicError},
+    core::{
+        Error, Topics,
+        appender::Appended,
+        feeds::{Happening, own},
+        rooms::{Kind, announcement},
+    },
+    log::{Limit, NewRecord, Sequence, Space, Timestamp, Topic, TopicError},
     telemetry::Metrics,
 };
 
@@ -52,14 +49,9 @@ const SNAPSHOT_CHANGES: usize = 1000;
 /// Time after which the topic is written anew at the latest: far less than retention keeps.
 const SNAPSHOT_AGE: Duration = Duration::from_secs(3600);
 
-/// A member's record says that it went. The numbers are stored: never change one.
-const WENT: u16 = 0;
-/// A member's record says that it is there.
-const IS_THERE: u16 = 1;
-
-/// All members of all rooms. Cheap to clone.
+/// All members of all rooms, known to this instance alone. Cheap to clone.
 #[derive(Clone)]
-pub struct Presence(Arc<Inner>);
+pub struct Alone(Arc<Inner>);
 
 struct Inner {
     topics: Topics,
@@ -76,92 +68,7 @@ struct Inner {
     changed: Notify,
 }
 
-#[derive(Default)]
-struct State {
-    rooms: HashMap<Topic, BTreeMap<Box<str>, Member>>,
-    count: usize,
-    leases: BTreeMap<LeaseKey, (Topic, Box<str>)>,
-    last: u64,
-    /// Records in the presence topic, roughly.
-    changes: usize,
-}
-
-/// When a lease ends, and a number that tells leases of one instant apart.
-type LeaseKey = (Instant, u64);
-
-struct Member {
-    since: Timestamp,
-    service: Cow<'static, str>,
-    streams: usize,
-    /// The room was told that it came, and will be told that it went.
-    is_announced: bool,
-    /// Set while it has no stream.
-    lease: Option<LeaseKey>,
-}
-
-/// A member that went, with all that is needed to bring it back.
-struct Departed {
-    room: Topic,
-    user: Box<str>,
-    member: Member,
-}
-
-/// A member as it is listed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seen {
-    /// The user.
-    pub user: Box<str>,
-    /// Since when it is there without a break.
-    pub since: Timestamp,
-    /// The service through which it came first.
-    pub service: Cow<'static, str>,
-}
-
-/// What entering a room brought.
-pub struct Entered {
-    /// Keeps the user in the room.
-    pub stay: Stay,
-    /// The message that tells the room, if it had to be told.
-    pub joined: Option<Appended>,
-}
-
-/// Keeps a user in a room. Dropping it begins the lease; [`Stay::leave`] ends it at once.
-#[must_use]
-pub struct Stay {
-    /// None when the user is not listed.
-    place: Option<(Presence, Topic, Box<str>)>,
-}
-
-impl Stay {
-    /// The user left: no lease.
-    pub fn leave(mut self) {
-        self.end(true);
-    }
-
-    fn end(&mut self, has_left: bool) {
-        if let Some((presence, room, user)) = self.place.take() {
-            presence.0.end(&room, user, has_left);
-        }
-    }
-
-    /// Takes back that the room was told.
-    fn retract(self) {
-        if let Some((presence, room, user)) = &self.place
-            && let Some(member) = presence.0.lock().member(room, user)
-        {
-            member.is_announced = false;
-        }
-        self.leave();
-    }
-}
-
-impl Drop for Stay {
-    fn drop(&mut self) {
-        self.end(false);
-    }
-}
-
-impl Presence {
+impl Alone {
     /// Nobody is anywhere yet; see [`Self::recover`] and [`Self::run`].
     ///
     /// # Errors
@@ -221,7 +128,8 @@ impl Presence {
                 Ok(Entered { stay, joined })
             }
             Err(error) => {
-                stay.retract();
+                self.0.retract(room, user);
+                stay.leave();
                 Err(error)
             }
         }
@@ -318,11 +226,11 @@ impl Presence {
     ) -> (Stay, bool) {
         let mut state = self.0.lock();
         let Some(is_news) = state.admit(room, user, service, announces, self.0.max_members) else {
-            return (Stay { place: None }, false);
+            return (Stay::unlisted(), false);
         };
         self.0.count(&state);
-        let place = Some((self.clone(), room.clone(), user.into()));
-        (Stay { place }, is_news)
+        let home: Arc<dyn Home> = self.0.clone();
+        (Stay::new(home, room, user, announces), is_news)
     }
 
     /// Has members go whose lease ended, and tells their rooms.
@@ -399,10 +307,8 @@ impl Presence {
 }
 
 impl Inner {
-    /// Tells the topic `events`.
     fn tell(&self, happening: Happening, room: &Topic, user: &str, service: &str) {
-        let labels = [("room", room.name()), ("user", user), ("service", service)];
-        self.events.event(happening, &labels);
+        super::tell(&self.events, happening, room, user, service);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -432,213 +338,25 @@ impl Inner {
         ]
     }
 
-    /// A stream of a member ended.
-    fn end(&self, room: &Topic, user: Box<str>, has_left: bool) {
+    /// Takes back that the room was told.
+    fn retract(&self, room: &Topic, user: &str) {
+        if let Some(member) = self.lock().member(room, user) {
+            member.is_announced = false;
+        }
+    }
+}
+
+impl Home for Inner {
+    fn end(&self, room: &Topic, user: &str, _is_announced: bool, has_left: bool) {
         let mut state = self.lock();
         let lease = if has_left { Duration::ZERO } else { self.lease };
-        let is_leased = state.end(room, user, Instant::now() + lease, has_left);
+        let is_leased = state.end(room, user.into(), Instant::now() + lease, has_left);
         self.count(&state);
         drop(state);
         if is_leased {
             self.changed.notify_one();
         }
     }
-}
-
-impl State {
-    fn member(&mut self, room: &Topic, user: &str) -> Option<&mut Member> {
-        self.rooms.get_mut(room)?.get_mut(user)
-    }
-
-    /// Whether the room has to be told; `None` when there is no place for another member.
-    fn admit(
-        &mut self,
-        room: &Topic,
-        user: &str,
-        service: &'static str,
-        announces: bool,
-        max_members: usize,
-    ) -> Option<bool> {
-        if self.member(room, user).is_none() {
-            if self.count >= max_members {
-                return None;
-            }
-            self.insert(
-                room.clone(),
-                user.into(),
-                Member {
-                    since: Timestamp::now(),
-                    service: Cow::Borrowed(service),
-                    streams: 0,
-                    is_announced: false,
-                    lease: None,
-                },
-            );
-        }
-        let member = self.member(room, user)?;
-        member.streams += 1;
-        let is_news = announces && !member.is_announced;
-        member.is_announced |= announces;
-        if let Some(lease) = member.lease.take() {
-            self.leases.remove(&lease);
-        }
-        Some(is_news)
-    }
-
-    fn insert(&mut self, room: Topic, user: Box<str>, member: Member) {
-        let members = self.rooms.entry(room).or_default();
-        if members.insert(user, member).is_none() {
-            self.count += 1;
-        }
-    }
-
-    fn remove(&mut self, room: &Topic, user: &str) -> Option<Member> {
-        let members = self.rooms.get_mut(room)?;
-        let member = members.remove(user)?;
-        if members.is_empty() {
-            self.rooms.remove(room);
-        }
-        self.count -= 1;
-        if let Some(lease) = member.lease {
-            self.leases.remove(&lease);
-        }
-        Some(member)
-    }
-
-    /// Returns whether a lease began.
-    fn end(&mut self, room: &Topic, user: Box<str>, due: Instant, has_left: bool) -> bool {
-        let Some(member) = self.member(room, &user) else {
-            return false;
-        };
-        member.streams = member.streams.saturating_sub(1);
-        if member.streams > 0 {
-            return false;
-        }
-        if has_left && !member.is_announced {
-            self.remove(room, &user);
-            return false;
-        }
-        self.lease(room.clone(), user, due);
-        true
-    }
-
-    fn lease(&mut self, room: Topic, user: Box<str>, due: Instant) {
-        self.last += 1;
-        let key = (due, self.last);
-        if let Some(member) = self.member(&room, &user) {
-            member.lease = Some(key);
-            self.leases.insert(key, (room, user));
-        }
-    }
-
-    fn lease_all(&mut self, due: Instant) {
-        let all: Vec<_> = self
-            .rooms
-            .iter()
-            .flat_map(|(room, members)| members.keys().map(|user| (room.clone(), user.clone())))
-            .collect();
-        for (room, user) in all {
-            self.lease(room, user, due);
-        }
-    }
-
-    fn next_lease(&self) -> Option<Instant> {
-        self.leases.first_key_value().map(|(key, _)| key.0)
-    }
-
-    /// Takes members out whose lease ended, at most a batch of them.
-    fn take_due(&mut self, now: Instant) -> Vec<Departed> {
-        let mut departed = Vec::new();
-        while departed.len() < BATCH
-            && let Some(lease) = self.leases.first_entry()
-            && lease.key().0 <= now
-        {
-            let (room, user) = lease.remove();
-            if let Some(member) = self.remove(&room, &user) {
-                departed.push(Departed { room, user, member });
-            }
-        }
-        departed
-    }
-
-    /// Brings members back who did not come back themselves.
-    fn restore(&mut self, departed: Vec<Departed>, due: Instant) {
-        for Departed { room, user, member } in departed {
-            if self.member(&room, &user).is_none() {
-                self.insert(room.clone(), user.clone(), member);
-                self.lease(room, user, due);
-            }
-        }
-    }
-
-    /// Applies one stored change.
-    fn replay(&mut self, record: &Record, max_members: usize) {
-        self.changes += 1;
-        let Ok(room) = Topic::new(Space::Room, &record.id) else {
-            return;
-        };
-        if record.kind == WENT {
-            self.remove(&room, &record.publisher);
-        } else if self.count < max_members {
-            let service = String::from_utf8_lossy(&record.payload).into_owned();
-            self.insert(
-                room,
-                record.publisher.clone(),
-                Member {
-                    since: since(record.shown_time()),
-                    service: Cow::Owned(service),
-                    streams: 0,
-                    is_announced: true,
-                    lease: None,
-                },
-            );
-        }
-    }
-
-    /// Whether the presence topic has far more records than members.
-    fn is_long(&self) -> bool {
-        self.changes > SNAPSHOT_CHANGES.max(2 * self.count)
-    }
-
-    /// A record of every announced member; the topic's length is counted from here.
-    fn snapshot(&mut self, topic: &Topic) -> Vec<NewRecord> {
-        let mut records = Vec::new();
-        for (room, members) in &self.rooms {
-            for (user, member) in members.iter().filter(|(_, member)| member.is_announced) {
-                let (service, since) = (&member.service, member.since);
-                records.push(presence_record(topic, room, user, service, since, true));
-            }
-        }
-        self.changes = records.len();
-        records
-    }
-}
-
-/// A member's state as a record: the room's name is its id, since when is its time, through which service its content.
-fn presence_record(
-    topic: &Topic,
-    room: &Topic,
-    user: &str,
-    service: &str,
-    since: Timestamp,
-    is_there: bool,
-) -> NewRecord {
-    NewRecord {
-        topic: topic.clone(),
-        publisher: user.into(),
-        id: room.name().into(),
-        kind: if is_there { IS_THERE } else { WENT },
-        event_time: Some(since.into()),
-        key: None,
-        trace: None,
-        payload: Bytes::copy_from_slice(service.as_bytes()),
-    }
-}
-
-fn since(time: EventTime) -> Timestamp {
-    let seconds = u64::try_from(time.seconds).unwrap_or(0);
-    let nanos = u64::try_from(time.nanos).unwrap_or(0);
-    Timestamp(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
 /// Remembers the position of the first record of all.

@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     core::{Hub, rooms::is_announcement},
     log::{
-        Engine,
+        Engine, Record,
         memory::{Memory, Options},
     },
     telemetry::Traces,
@@ -32,12 +32,12 @@ impl Rig {
     }
 
     /// A presence that knows what the log knows; its task runs.
-    async fn presence(&self, max_members: usize) -> Presence {
+    async fn presence(&self, max_members: usize) -> Alone {
         let config = config::Presence {
             lease: LEASE,
             max_members,
         };
-        let presence = Presence::new(
+        let presence = Alone::new(
             self.topics.clone(),
             own::Sender::default(),
             &config,
@@ -70,7 +70,7 @@ impl Rig {
             .collect()
     }
 
-    fn users(&self, presence: &Presence) -> Vec<Box<str>> {
+    fn users(&self, presence: &Alone) -> Vec<Box<str>> {
         let members = presence.members(&self.room).into_iter();
         members.map(|seen| seen.user).collect()
     }
