@@ -218,6 +218,14 @@ async fn while_nats_is_away_nobody_leaves() {
     let clients = [servers[0].channel().await, servers[1].channel().await];
     socket.shutdown(std::net::Shutdown::Both).unwrap();
     nats.kill(0);
+    for server in &servers {
+        // What is on its way when the connection breaks may still arrive.
+        eventually("the broken connection", || async {
+            let answer = server.admin_get("/readyz").await;
+            answer.starts_with("HTTP/1.1 503").then_some(())
+        })
+        .await;
+    }
     // Each waits for a second: together longer than the keys of the instances live.
     for _ in 0..2 {
         for client in &clients {
