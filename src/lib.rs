@@ -4,6 +4,7 @@
 //! wire), [`config`] and [`telemetry`], [`cli`] (the commands).
 
 pub mod app;
+pub mod backup;
 pub mod blob;
 pub mod call;
 pub mod cli;

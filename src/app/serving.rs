@@ -21,6 +21,7 @@ use super::{
     host::Host,
 };
 use crate::{
+    backup::{self, Control},
     call::{CallLayer, Streams},
     config::{Config, Drain, EngineKind},
     core::{
@@ -69,6 +70,7 @@ pub(super) struct Serving {
     connections: TaskTracker,
     admin: Closing,
     engine: OnceCell<Arc<dyn Engine>>,
+    control: OnceCell<Control>,
     feeds: OnceCell<Arc<OwnFeeds>>,
     lines: Lines,
     http: std::net::SocketAddr,
@@ -122,6 +124,7 @@ impl Serving {
             connections: TaskTracker::new(),
             admin: Closing::default(),
             engine: OnceCell::new(),
+            control: OnceCell::new(),
             feeds: OnceCell::new(),
             lines,
             http: http.local_addr().unwrap_or(config.server.http),
@@ -193,6 +196,7 @@ impl Serving {
         let peers = self.open_peers(nats.as_ref()).await?;
         let engine = log::open(&self.config, nats.as_ref(), self.metrics.clone()).await?;
         let engine = self.engine.get_or_init(|| async { engine }).await;
+        self.open_control(engine).await;
         let hub = Hub::new(
             Arc::clone(engine),
             &self.config.hub,
@@ -212,6 +216,20 @@ impl Serving {
         let recovered = self.started.elapsed().as_secs_f64();
         self.metrics.recovery_secs.set(recovered);
         Ok(tasks)
+    }
+
+    /// Lets backups be taken. An instance that cannot offer that still serves.
+    async fn open_control(&self, engine: &Arc<dyn Engine>) {
+        let Some(exporter) = engine.exporter() else {
+            return;
+        };
+        let files = backup::files_dir(&self.config);
+        match Control::open(&self.config.log.dir, exporter, files) {
+            Ok(control) => {
+                self.control.get_or_init(|| async { control }).await;
+            }
+            Err(error) => tracing::warn!(%error, "no backup can be taken while this runs"),
+        }
     }
 
     /// The other instances, if there can be any, and the signals among all. From here on they know this one.
@@ -380,6 +398,9 @@ impl Serving {
         }
         if let Some(peers) = self.peers.get() {
             peers.close().await;
+        }
+        if let Some(control) = self.control.get() {
+            control.close().await;
         }
         if let Some(engine) = self.engine.get() {
             self.tell(Happening::Stopped).await;

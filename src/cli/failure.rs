@@ -47,6 +47,11 @@ impl Failure {
         Self::new(exit::USAGE, message)
     }
 
+    /// It cannot be done now; later may be better.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        Self::new(exit::UNAVAILABLE, message)
+    }
+
     /// The server took the call and refused part of it.
     pub fn refused(message: impl Into<String>) -> Self {
         Self::new(exit::REFUSED, message)

@@ -2,6 +2,7 @@
 //!
 //! Records go to stdout, everything else to stderr. No command keeps state: each is a thin user of [`crate::client`].
 
+mod backup;
 pub mod bench;
 mod bulk;
 mod chat;
@@ -81,6 +82,8 @@ enum Command {
     Process(process::ProcessArgs),
     Health(health::HealthArgs),
     Instances(instances::InstancesArgs),
+    Backup(backup::BackupArgs),
+    Restore(backup::RestoreArgs),
     Config(config::Args),
     Bench(Box<bench::BenchArgs>),
 }
@@ -110,6 +113,8 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Process(args) => interruptible(process::run(args)).await,
         Command::Health(args) => interruptible(health::run(args)).await,
         Command::Instances(args) => interruptible(instances::run(args)).await,
+        Command::Backup(args) => interruptible(backup::backup(args)).await,
+        Command::Restore(args) => interruptible(backup::restore(args)).await,
         Command::Config(args) => config::run(args),
         Command::Bench(args) => interruptible(measure(*args)).await,
     }

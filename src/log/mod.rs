@@ -105,7 +105,8 @@ pub trait Engine: Send + Sync + 'static {
         Sequence::default()
     }
 
-    /// Drops the topic's records before `before`. Sequences stay used. Retention calls the same code.
+    /// Drops the topic's records before `before`. Sequences stay used. Retention calls the same code. While an export runs
+    /// nothing is dropped; a later call drops it.
     ///
     /// # Errors
     /// Storage errors only.
@@ -121,6 +122,11 @@ pub trait Engine: Send + Sync + 'static {
         after: Option<&Topic>,
         limit: usize,
     ) -> Result<Vec<Topic>, Error>;
+
+    /// What reads the whole log as it is at one moment, for a backup; none where the storage has means of its own.
+    fn exporter(&self) -> Option<embedded::Exporter> {
+        None
+    }
 
     /// What the engine can do now; readiness follows it.
     fn health(&self) -> watch::Receiver<Health>;

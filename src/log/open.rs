@@ -70,6 +70,20 @@ pub enum OpenError {
         /// The format found.
         found: String,
     },
+    /// A restore into the directory was cut short.
+    #[error(
+        "the restore into {path} was not finished: run `weir restore` again, or remove what is in the directory"
+    )]
+    Unfinished {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// Something is where a log should be made.
+    #[error("the directory {path} is not empty: restore into a new one, or empty it")]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The data does not open; it was left as it is.
     #[error("cannot open the log in {path}: {cause}")]
     Storage {

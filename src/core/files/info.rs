@@ -29,16 +29,16 @@ impl FileId {
     }
 
     /// Where the description is. Names are turned around, so that they sort newest first.
-    pub(super) fn meta_key(self) -> String {
+    pub(crate) fn meta_key(self) -> String {
         format!("meta/{:032x}{ENDING}", !self.0)
     }
 
-    pub(super) fn of_meta_name(name: &str) -> Option<Self> {
+    pub(crate) fn of_meta_name(name: &str) -> Option<Self> {
         digits(name.strip_suffix(ENDING)?).map(|turned| Self(!turned))
     }
 
     /// Where the content is.
-    pub(super) fn blob_key(self) -> String {
+    pub(crate) fn blob_key(self) -> String {
         format!("blobs/{self}")
     }
 }

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 use super::{
     Faults,
     disk::{self, Room},
+    export::Hold,
     layout,
     plan::{Next, Plan, Touched},
     shared::{Shared, reopening},
@@ -47,10 +48,15 @@ pub(super) enum Command {
         token: u64,
     },
     /// Drops the topic's oldest records, as [`Store::oldest`] found them.
+    /// Answers whether it did: while an export runs nothing is dropped.
     Trim {
         topic: Topic,
         oldest: Vec<Sequence>,
-        done: oneshot::Sender<Result<(), Error>>,
+        done: oneshot::Sender<Result<bool, Error>>,
+    },
+    /// Holds trims back for an export; answers what is given out next, so everything before is durable.
+    Hold {
+        done: oneshot::Sender<Result<(Hold, Next), Error>>,
     },
     /// Forgets some keys used before `before`; answers whether there is more to forget.
     ForgetKeys {
@@ -231,6 +237,9 @@ impl Committer {
             } => {
                 let _ = done.send(self.trim(topic, &oldest));
             }
+            Command::Hold { done } => {
+                let _ = done.send(self.hold());
+            }
             Command::ForgetKeys { before, done } => {
                 let _ = done.send(self.forget_keys(before));
             }
@@ -394,14 +403,17 @@ impl Committer {
 
     /// Drops the topic's `oldest` records; some may be gone by now. Not flushed: a trim that a power cut undoes is
     /// repeated. Works on a full disk, as it is what makes room.
-    fn trim(&mut self, topic: Topic, oldest: &[Sequence]) -> Result<(), Error> {
+    fn trim(&mut self, topic: Topic, oldest: &[Sequence]) -> Result<bool, Error> {
         let store = self.trimmable()?;
+        if self.shared.is_held() {
+            return Ok(false);
+        }
         let Some(mut state) = self.cache.get(&store, &topic)? else {
-            return Ok(());
+            return Ok(true);
         };
         let gone = oldest.partition_point(|sequence| *sequence < state.first);
         let Some((last, _)) = oldest[gone..].split_last() else {
-            return Ok(());
+            return Ok(true);
         };
         let mut batch = store.batch().durability(Some(fjall::PersistMode::Buffer));
         for sequence in &oldest[gone..] {
@@ -414,7 +426,15 @@ impl Committer {
         let dropped = (oldest.len() - gone) as u64;
         self.shared.meters.trimmed(topic.space(), dropped);
         self.cache.put(topic, state);
-        Ok(())
+        Ok(true)
+    }
+
+    /// Holds trims back. Not on a full disk: they make room there.
+    fn hold(&self) -> Result<(Hold, Next), Error> {
+        match self.mode {
+            Mode::Full | Mode::Broken => Err(Error::Full),
+            Mode::Ready | Mode::Failed(_) => Ok((Hold::new(self.shared.clone()), self.next)),
+        }
     }
 
     /// Forgets up to [`STEP`] keys used before `before`.

@@ -107,6 +107,18 @@ pub(super) fn encode_record(start: u64, record: &NewRecord, time: Timestamp, out
     encode(record, time, out);
 }
 
+/// Replaces `out` with the value of a record whose stored form is there.
+pub(super) fn put_stored(start: u64, stored: &[u8], out: &mut Vec<u8>) {
+    out.clear();
+    out.put_u64(start);
+    out.put_slice(stored);
+}
+
+/// The record as [`encode`] wrote it.
+pub(super) fn stored_of(value: &[u8]) -> Result<&[u8], Error> {
+    value.get(START_BYTES..).ok_or_else(|| corrupt("a record"))
+}
+
 pub(super) fn start_of(value: &[u8]) -> Result<u64, Error> {
     u64_at(value, 0)
 }
@@ -121,10 +133,7 @@ pub(super) fn time_of(value: &[u8]) -> Result<Timestamp, Error> {
 }
 
 pub(super) fn decode_record(sequence: Sequence, value: &[u8]) -> Result<Record, Error> {
-    let stored = value
-        .get(START_BYTES..)
-        .ok_or_else(|| corrupt("a record"))?;
-    decode(sequence, Bytes::copy_from_slice(stored))
+    decode(sequence, Bytes::copy_from_slice(stored_of(value)?))
         .map_err(|error| Error::Corrupt(format!("record {sequence}: {error}")))
 }
 
@@ -133,6 +142,12 @@ pub(super) fn dedupe_key(topic: u64, hash: [u8; 16]) -> [u8; 24] {
     key[..8].copy_from_slice(&topic.to_be_bytes());
     key[8..].copy_from_slice(&hash);
     key
+}
+
+/// The hash in a key of `keys`.
+pub(super) fn hash_of(dedupe_key: &[u8]) -> Result<[u8; 16], Error> {
+    let hash = dedupe_key.get(8..24).and_then(|hash| hash.try_into().ok());
+    hash.ok_or_else(|| corrupt("an idempotency key"))
 }
 
 pub(super) fn encode_known(known: &Known) -> [u8; 32] {

@@ -12,7 +12,9 @@
 
 mod committer;
 mod disk;
+mod export;
 mod faults;
+mod import;
 mod layout;
 mod plan;
 mod shared;
@@ -20,7 +22,9 @@ mod state;
 mod store;
 mod upkeep;
 
+pub use export::{Export, Exporter, Item, Size};
 pub use faults::Faults;
+pub use import::{Import, Restoring};
 
 use std::{
     sync::{
@@ -230,12 +234,14 @@ impl Engine for Embedded {
                 break;
             }
             let topic = topic.clone();
-            self.ask(|done| Command::Trim {
+            let trim = |done| Command::Trim {
                 topic,
                 oldest,
                 done,
-            })
-            .await?;
+            };
+            if !self.ask(trim).await? {
+                return Ok(());
+            }
         }
         let topic = topic.clone();
         self.on_disk(move |store| store.reclaim(&topic)).await
@@ -250,6 +256,10 @@ impl Engine for Embedded {
         let after = after.cloned();
         self.on_disk(move |store| store.topics(space, after.as_ref(), limit))
             .await
+    }
+
+    fn exporter(&self) -> Option<Exporter> {
+        Some(Exporter::new(self.shared.clone(), self.commands.clone()))
     }
 
     fn health(&self) -> watch::Receiver<Health> {

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc, Mutex,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
 };
 
 use tokio::sync::{Semaphore, watch};
@@ -22,6 +22,8 @@ pub(super) struct Shared {
     pub(super) meters: Meters,
     /// See [`crate::log::Engine::shown`].
     shown: AtomicU64,
+    /// Exports under way.
+    holds: AtomicUsize,
     is_closing: AtomicBool,
     has_panicked: AtomicBool,
 }
@@ -50,6 +52,7 @@ impl Shared {
             health: watch::Sender::new(Health::Ready),
             meters,
             shown: AtomicU64::new(0),
+            holds: AtomicUsize::new(0),
             is_closing: AtomicBool::new(false),
             has_panicked: AtomicBool::new(false),
         }
@@ -62,6 +65,21 @@ impl Shared {
 
     pub(super) fn shown(&self) -> Sequence {
         Sequence(self.shown.load(Ordering::Acquire))
+    }
+
+    /// Notes that an export began; the committer does.
+    pub(super) fn hold(&self) {
+        self.holds.fetch_add(1, Ordering::Release);
+    }
+
+    /// Notes that an export ended.
+    pub(super) fn let_go(&self) {
+        self.holds.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Whether an export runs, so that nothing may be dropped.
+    pub(super) fn is_held(&self) -> bool {
+        self.holds.load(Ordering::Acquire) > 0
     }
 
     pub(super) fn begin_close(&self) {

@@ -1,6 +1,11 @@
 //! The database: opening it, and reading from it.
 
-use std::{fs, path::Path, sync::Arc};
+use std::{
+    fs,
+    ops::{Bound, Range},
+    path::Path,
+    sync::Arc,
+};
 
 use fjall::{
     AbstractTree, Database, Keyspace, KeyspaceCreateOptions, PersistMode, Readable, Snapshot,
@@ -11,6 +16,7 @@ use fjall::{
 
 use super::{
     disk,
+    import::RESTORING,
     layout::{self, TopicEntry},
     plan::Next,
 };
@@ -66,6 +72,9 @@ impl Store {
     /// Opens the database in `dir`, creating it if there is none. The caller holds the directory's lock. A creation that is
     /// interrupted leaves nothing behind that counts: the database gets its name when it is complete.
     pub(super) fn open(dir: &Path, cache_bytes: u64) -> Result<Self, OpenError> {
+        if dir.join(RESTORING).exists() {
+            return Err(OpenError::Unfinished { path: dir.into() });
+        }
         let path = dir.join("db");
         let exists = path.try_exists().map_err(|cause| unusable(dir, cause))?;
         if !exists {
@@ -314,14 +323,74 @@ impl Store {
         let tag = layout::space_tag(space);
         let after = after.map(layout::topic_key);
         let start = match &after {
-            Some(key) => std::ops::Bound::Excluded(key.as_slice()),
-            None => std::ops::Bound::Included(std::slice::from_ref(&tag)),
+            Some(key) => Bound::Excluded(key.as_slice()),
+            None => Bound::Included(std::slice::from_ref(&tag)),
         };
         let end = [tag + 1];
         self.topics
-            .range::<&[u8], _>((start, std::ops::Bound::Excluded(end.as_slice())))
+            .range::<&[u8], _>((start, Bound::Excluded(end.as_slice())))
             .take(limit)
             .map(|guard| layout::topic_of(space, &guard.key().map_err(failed_read)?))
+            .collect()
+    }
+
+    /// Bytes of the topic's records before `tail`.
+    pub(super) fn bytes(&self, topic: &Topic, tail: Sequence) -> Result<u64, Error> {
+        let view = self.view();
+        let Some(entry) = view.topic(topic)? else {
+            return Ok(0);
+        };
+        let Some((_, first)) = view.first(entry.id, entry.first, tail)? else {
+            return Ok(0);
+        };
+        let Some(last) = view.range(entry.id, entry.first, tail).next_back() else {
+            return Ok(0);
+        };
+        let end = layout::end_of(&last.value().map_err(failed_read)?)?;
+        Ok(end.saturating_sub(layout::start_of(&first)?))
+    }
+
+    /// Values of the topic's records in `within`, from the first on, until they make `bytes`.
+    pub(super) fn stored(
+        &self,
+        topic: u64,
+        within: Range<Sequence>,
+        bytes: usize,
+    ) -> Result<Vec<(Sequence, UserValue)>, Error> {
+        let (mut page, mut size) = (Vec::new(), 0);
+        for guard in self.view().range(topic, within.start, within.end) {
+            let (key, value) = guard.into_inner().map_err(failed_read)?;
+            size += value.len();
+            page.push((layout::sequence_of(&key)?, value));
+            if size >= bytes {
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    /// At most `limit` of the topic's idempotency keys, after the hash `after`.
+    pub(super) fn keys_of(
+        &self,
+        topic: u64,
+        after: Option<[u8; 16]>,
+        limit: usize,
+    ) -> Result<Vec<([u8; 16], Known)>, Error> {
+        let (from, to) = (
+            layout::dedupe_key(topic, after.unwrap_or_default()),
+            layout::dedupe_key(topic, [u8::MAX; 16]),
+        );
+        let from = match after {
+            Some(_) => Bound::Excluded(from.as_slice()),
+            None => Bound::Included(from.as_slice()),
+        };
+        self.keys
+            .range::<&[u8], _>((from, Bound::Included(to.as_slice())))
+            .take(limit)
+            .map(|guard| {
+                let (key, value) = guard.into_inner().map_err(failed_read)?;
+                Ok((layout::hash_of(&key)?, layout::decode_known(&value)?))
+            })
             .collect()
     }
 

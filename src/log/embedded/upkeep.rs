@@ -67,7 +67,10 @@ impl Upkeep {
 
     fn round(&self) -> Result<(), Error> {
         for space in Space::ALL {
-            self.retain_space(space)?;
+            // The next round does what an export holds back.
+            if !self.shared.is_held() {
+                self.retain_space(space)?;
+            }
         }
         let before = Timestamp::now().before(self.dedupe_window);
         while self.ask(|done| Command::ForgetKeys { before, done })? {}
@@ -123,11 +126,14 @@ impl Upkeep {
                 return Ok(());
             }
             let topic = topic.clone();
-            self.ask(|done| Command::Trim {
+            let trim = |done| Command::Trim {
                 topic,
                 oldest,
                 done,
-            })?;
+            };
+            if !self.ask(trim)? {
+                return Ok(());
+            }
         }
     }
 
