@@ -202,8 +202,12 @@ impl Giving {
             }
             Err(error) => {
                 tracing::warn!(%error, "a backup failed");
+                let text = match error {
+                    Error::Refused(text) => text,
+                    error => error.to_string(),
+                };
                 // A client that is gone does not want it.
-                let _ = frame(&mut &stream, FAILED, error.to_string().as_bytes());
+                let _ = frame(&mut &stream, FAILED, text.as_bytes());
             }
         }
     }

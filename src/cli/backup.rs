@@ -26,7 +26,7 @@ Examples:
   weir backup --dir ./data --output weir.tar
   weir backup --dir ./data | zstd > weir.tar.zst
   weir backup --config weir.toml --output /backups/weir.tar
-  docker compose exec -T weir weir backup > weir.tar
+  docker compose exec -T weir weir backup --config /etc/weir/weir.toml > weir.tar
 
 The server may run or not. The archive holds everything that was acknowledged before it began, and the files if they are in \
 the data directory. FILE has its name when the archive is whole and durable; one that is there is replaced then.

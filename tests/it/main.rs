@@ -12,6 +12,7 @@
 mod log_engines;
 
 mod admin;
+mod backup;
 mod batch;
 mod calls;
 mod chat;

@@ -62,13 +62,12 @@ pub enum Item<'a> {
 /// Starts exports of a running log. Cheap to clone.
 #[derive(Clone)]
 pub struct Exporter {
-    shared: Arc<Shared>,
     commands: mpsc::Sender<Command>,
 }
 
 impl Exporter {
-    pub(super) const fn new(shared: Arc<Shared>, commands: mpsc::Sender<Command>) -> Self {
-        Self { shared, commands }
+    pub(super) const fn new(commands: mpsc::Sender<Command>) -> Self {
+        Self { commands }
     }
 
     /// Begins an export of everything that is durable now. Blocks until the commit under way is done.
@@ -114,7 +113,10 @@ pub struct Export {
 enum Source {
     Running(Hold),
     /// Closed before the directory is let go.
-    Stopped(Store, DirLock),
+    Stopped {
+        store: Store,
+        _lock: DirLock,
+    },
 }
 
 /// What an export holds.
@@ -145,7 +147,7 @@ impl Export {
             cause: error.to_string(),
         })?;
         Ok(Self {
-            source: Source::Stopped(store, lock),
+            source: Source::Stopped { store, _lock: lock },
             next,
         })
     }
@@ -271,7 +273,7 @@ impl Export {
                 }
                 read(&*shared.store()?)
             }
-            Source::Stopped(store, _) => read(store),
+            Source::Stopped { store, .. } => read(store),
         }
     }
 }

@@ -259,7 +259,7 @@ impl Engine for Embedded {
     }
 
     fn exporter(&self) -> Option<Exporter> {
-        Some(Exporter::new(self.shared.clone(), self.commands.clone()))
+        Some(Exporter::new(self.commands.clone()))
     }
 
     fn health(&self) -> watch::Receiver<Health> {
