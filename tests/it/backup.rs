@@ -27,7 +27,7 @@ use weir::{
 
 use crate::{
     cli::Run,
-    files::{self, Clients, content},
+    file_support::{self as files, Clients, content},
     log_support::{append_all, read_all, room, settings},
     support::{Settings, TestServer, eventually, follow, next, send, server::binary, soon},
 };
@@ -219,7 +219,7 @@ async fn files_and_trimmed_topics_come_back_as_they_were() {
     let mut clients = Clients::of(&copy).await;
     for (id, bytes) in ids.iter().zip(&contents) {
         let known = clients.get(id).await.unwrap();
-        assert_eq!(known.sha256, files::sha256(bytes));
+        assert_eq!(known.checksum, files::sha256(bytes));
         let stored = copy.dir().join("data/files/blobs").join(id);
         assert!(fs::read(stored).unwrap() == *bytes, "{id} differs");
         let (_, fetched) = files::fetch(&mut clients.service, id, 0, 0).await;
