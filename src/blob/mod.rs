@@ -94,7 +94,7 @@ pub struct Store(Arc<Kind>);
 enum Kind {
     Local(Local),
     Remote(Remote),
-    Jetstream(Jetstream),
+    Jetstream(Box<Jetstream>),
 }
 
 /// Where objects are that a library reads and writes.
@@ -133,7 +133,7 @@ impl Store {
         let kind = match (location, nats) {
             ("", Some(nats)) => {
                 let opened = Jetstream::open(nats).await;
-                Kind::Jetstream(opened.map_err(|error| error.to_string())?)
+                Kind::Jetstream(Box::new(opened.map_err(|error| error.to_string())?))
             }
             ("", None) => Kind::Local(Local::new(default, min_free)),
             (remote, _) if remote.starts_with("s3://") => Kind::Remote(Remote::new(remote)?),

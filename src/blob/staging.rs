@@ -95,7 +95,7 @@ pub struct Staging(Kind);
 enum Kind {
     Local(LocalStaging),
     Remote(RemoteStaging),
-    Jetstream(JetstreamStaging),
+    Jetstream(Box<JetstreamStaging>),
 }
 
 impl From<LocalStaging> for Staging {
@@ -112,7 +112,7 @@ impl From<RemoteStaging> for Staging {
 
 impl From<JetstreamStaging> for Staging {
     fn from(staging: JetstreamStaging) -> Self {
-        Self(Kind::Jetstream(staging))
+        Self(Kind::Jetstream(Box::new(staging)))
     }
 }
 

@@ -278,7 +278,8 @@ section! {
     /// Files.
     pub struct Files {
         /// Where files are kept: a directory, or `s3://bucket/prefix` with the usual `AWS_` variables for credentials, region
-        /// and endpoint. Empty: `files` below `log.dir`.
+        /// and endpoint. Empty: the object store of JetStream with that engine, else `files` below `log.dir`. Several
+        /// replicas need one of the two that they share.
         pub store: String = String::new();
         /// Address that download URLs begin with, `https://files.example.org`; empty: `http://` and the address of
         /// `server.http`.

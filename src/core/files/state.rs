@@ -132,7 +132,7 @@ struct Done {
 /// What a stream found that wants to write an upload.
 pub(super) enum Claim {
     /// It may.
-    Claimed(Claimed),
+    Claimed(Box<Claimed>),
     /// It is a file already.
     Done(FileInfo),
 }
@@ -192,7 +192,7 @@ impl Files {
                 self.discard(key, over).await;
             }
         }
-        Ok(Claim::Claimed(Claimed { state, version }))
+        Ok(Claim::Claimed(Box::new(Claimed { state, version })))
     }
 
     /// Takes the last steps of an upload that was committed; none when it was not, or when its content is gone since.

@@ -84,7 +84,7 @@ impl Files {
         if is_named {
             ticket.keep(self.0.settings.upload_ttl);
         }
-        let task = Task::open(self.clone(), ticket, turn, claimed).await?;
+        let task = Task::open(self.clone(), ticket, turn, *claimed).await?;
         self.show();
         Ok(Begun::Upload(task.start()))
     }
