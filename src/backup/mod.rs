@@ -77,7 +77,7 @@ pub struct Summary {
     pub files: u64,
     /// The log's tail.
     pub tail: u64,
-    /// Bytes of the archive.
+    /// Bytes of the archive, up to its summary.
     pub bytes: u64,
 }
 
