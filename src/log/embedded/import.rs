@@ -124,10 +124,8 @@ fn check_empty(dir: &Path) -> Result<(), OpenError> {
     let is_unfinished = dir.join(RESTORING).exists();
     for entry in fs::read_dir(dir).map_err(|cause| unusable(dir, cause))? {
         let name = entry.map_err(|cause| unusable(dir, cause))?.file_name();
-        let is = |known: &&str| name == **known;
-        if !(IGNORED.iter().any(|known| is(&known))
-            || is_unfinished && RESTORED.iter().any(|known| is(&known)))
-        {
+        let is_one_of = |known: &[&str]| known.iter().any(|known| name == **known);
+        if !(is_one_of(&IGNORED) || is_unfinished && is_one_of(&RESTORED)) {
             return Err(OpenError::NotEmpty { path: dir.into() });
         }
     }
