@@ -38,45 +38,12 @@ while [ $# -gt 0 ]; do
 done
 
 cd "$(dirname "$0")/.."
-work=$(mktemp -d)
-pids=
-
-finish() {
-    for pid in $pids; do
-        kill "$pid" 2>/dev/null || :
-    done
-    for pid in $pids; do
-        wait "$pid" 2>/dev/null || :
-    done
-    rm -rf "$work"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-fail() {
-    echo "cluster.sh: $1" >&2
-    [ ! -s "${2:-/dev/null}" ] || tail -n 20 "$2" | sed 's/^/  | /' >&2
-    exit 1
-}
-
-# Prints a port that nothing uses at the moment; offsets keep the ports of one run apart.
-free_port() {
-    port=$((20000 + ($$ * 7 + $1 * 1009) % 12000))
-    while grep -qi "$(printf ':%04X ' "$port")" /proc/net/tcp; do
-        port=$((port + 1))
-    done
-    echo "$port"
-}
+. benches/lib.sh
 
 nats_server=$(command -v nats-server || :)
 [ -n "$nats_server" ] || nats_server=.tools/bin/nats-server
 [ -x "$nats_server" ] || fail "there is no nats-server: run 'make tools'"
-weir=${WEIR:-}
-if [ -z "$weir" ]; then
-    cargo build --release --quiet --bin weir >&2
-    weir=target/release/weir
-fi
+weir=${WEIR:-$(build_weir)}
 [ -x "$weir" ] || fail "there is no weir binary to run"
 
 routes=
@@ -104,13 +71,7 @@ for index in $(seq "$replicas"); do
         "WEIR__SERVER__INSTANCE_ID=bench-$index" WEIR__LOG__ENGINE=jetstream "WEIR__LOG__DIR=$work/weir$index" \
         "WEIR__JETSTREAM__URL=$urls" "WEIR__JETSTREAM__REPLICAS=$servers" "$weir" serve >"$work/weir$index.log" 2>&1 &
     pids="$pids $!"
-    tries=0
-    until "$weir" health --addr "http://127.0.0.1:$port" >/dev/null 2>&1; do
-        kill -0 $! 2>/dev/null || fail "weir ended at once" "$work/weir$index.log"
-        tries=$((tries + 1))
-        [ $tries -lt 300 ] || fail "weir does not get ready" "$work/weir$index.log"
-        sleep 0.1
-    done
+    await_health $! "$port" "$work/weir$index.log"
     addresses="$addresses --addr http://127.0.0.1:$port"
 done
 

@@ -36,27 +36,7 @@ while [ $# -gt 0 ]; do
 done
 
 cd "$(dirname "$0")/.."
-work=$(mktemp -d)
-pids=
-
-finish() {
-    for pid in $pids; do
-        kill "$pid" 2>/dev/null || :
-    done
-    for pid in $pids; do
-        wait "$pid" 2>/dev/null || :
-    done
-    rm -rf "$work"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-fail() {
-    echo "compare.sh: $1" >&2
-    [ ! -s "${2:-/dev/null}" ] || sed 's/^/  | /' "$2" >&2
-    exit 1
-}
+. benches/lib.sh
 
 # Runs a command on a core, if this machine can pin at all.
 pin() {
@@ -90,31 +70,6 @@ await_port() {
         [ $tries -lt 100 ] || fail "$3 does not listen on port $2" "$work/$3.log"
         sleep 0.1
     done
-}
-
-# Waits until Weir has recovered its log and takes calls: pid, port.
-await_health() {
-    tries=0
-    until "$weir" health --addr "http://127.0.0.1:$2" >/dev/null 2>&1; do
-        kill -0 "$1" 2>/dev/null || fail "weir ended at once" "$work/weir.log"
-        tries=$((tries + 1))
-        [ $tries -lt 100 ] || fail "weir does not get ready" "$work/weir.log"
-        sleep 0.1
-    done
-}
-
-# Prints a port that nothing uses at the moment; offsets keep the ports of one run apart.
-free_port() {
-    port=$((20000 + ($$ * 7 + $1 * 1009) % 12000))
-    while grep -qi "$(printf ':%04X ' "$port")" /proc/net/tcp; do
-        port=$((port + 1))
-    done
-    echo "$port"
-}
-
-build_weir() {
-    cargo build --release --quiet --bin weir >&2
-    echo target/release/weir
 }
 
 build_naive() {
@@ -152,7 +107,7 @@ if [ -n "$nats_server" ]; then
     set -- --nats-addr "127.0.0.1:$nats_port" --nats-pid "$pid" "$@"
 fi
 await_port "$weir_pid" "$weir_port" weir
-[ "${WEIR_SERVER:-weir}" = naive ] || await_health "$weir_pid" "$weir_port"
+[ "${WEIR_SERVER:-weir}" = naive ] || await_health "$weir_pid" "$weir_port" "$work/weir.log"
 await_port "$naive_pid" "$naive_port" naive
 
 (
