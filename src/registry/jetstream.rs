@@ -6,7 +6,7 @@
 //! ```
 //!
 //! The bucket keeps the last value of each key, on as many servers as the log. The server's clock ends an instance's key and
-//! says so to whoever watches. The trace of a removed key stays for [`TRACES`].
+//! says so to whoever watches. The trace of a removed key stays for `TRACES`.
 
 use std::time::Duration;
 

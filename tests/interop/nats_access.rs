@@ -9,9 +9,12 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::{
+    file_support::{Clients, MIB, content, fetch, store},
     jetstream::{config, open, refusal},
     log_support::{append_all, payloads, read_all, room},
     nats::{Nats, SETTINGS},
+    peers::instances,
+    registry::{agree, replica, visit},
 };
 
 /// Writes a certificate and its key, signed by `issuer`.
@@ -147,4 +150,32 @@ async fn a_credentials_file() {
     missing.jetstream.credentials = dir.path().join("none").to_str().unwrap().to_owned();
     let text = refusal(&missing).await;
     assert!(text.contains("the credentials in"), "{text}");
+}
+
+/// What docs/scaling.md names suffices for rooms, members, files and what replicas tell each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_permissions_that_are_documented_suffice() {
+    let nats = Nats::with(&format!(
+        "{SETTINGS}authorization {{ users: [{{ user: weir, password: secret, permissions: {{\n\
+         publish: [\"weir.log.>\", \"weir.trim.>\", \"weir.live.>\", \"weir.peers.>\", \"$KV.weir-presence.>\",\n\
+         \"$KV.weir-files.>\", \"$O.weir-files.>\", \"$JS.API.>\", \"$JS.FC.>\", \"_INBOX.>\"]\n\
+         subscribe: [\"weir.live.>\", \"weir.peers.>\", \"_INBOX.>\"] }} }}] }}\n"
+    ));
+    let url = nats.url().replace("//", "//weir:secret@");
+    let servers = [
+        replica(url.clone(), "one", "10s").await,
+        replica(url, "two", "10s").await,
+    ];
+    let ann = visit(&servers[0], "ann").await;
+    agree(&servers, &["ann"]).await;
+    ann.leave().await;
+    agree(&servers, &[]).await;
+    let listed = instances(&servers[0]).await.unwrap().instances;
+    assert_eq!(listed.len(), 2, "{listed:?}");
+    let bytes = content(3 * MIB);
+    let mut here = Clients::of(&servers[0]).await;
+    let id = store(&mut here, "name", &bytes).await.file_id;
+    let mut there = Clients::of(&servers[1]).await;
+    let (_, fetched) = fetch(&mut there.service, &id, 0, 0).await;
+    assert!(fetched == bytes, "the other replica serves the file");
 }

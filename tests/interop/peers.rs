@@ -294,7 +294,7 @@ async fn every_instance_lists_all() {
     );
 }
 
-async fn instances(server: &TestServer) -> Result<ListInstancesResponse, Status> {
+pub(crate) async fn instances(server: &TestServer) -> Result<ListInstancesResponse, Status> {
     let mut client = InstancesClient::new(server.channel().await);
     let listed = client.list_instances(ListInstancesRequest {}).await;
     listed.map(tonic::Response::into_inner)

@@ -22,7 +22,7 @@ const LONG: &str = "3m";
 /// What who stays away is waited for.
 const SHORT: &str = "2s";
 
-async fn replica(url: String, name: &str, lease: &str) -> TestServer {
+pub(crate) async fn replica(url: String, name: &str, lease: &str) -> TestServer {
     let settings = Settings::default()
         .set("server.instance_id", name)
         .set("log.engine", "jetstream")
@@ -41,20 +41,20 @@ async fn replicas(nats: &Nats, lease: &str) -> [TestServer; 2] {
 }
 
 /// A user comes; it is in the room when this returns.
-async fn visit(server: &TestServer, user: &str) -> Visit {
+pub(crate) async fn visit(server: &TestServer, user: &str) -> Visit {
     let channel = server.channel().await;
     let events = join(channel.clone(), ROOM, user, None).await.unwrap();
     Visit { events, channel }
 }
 
 /// A user in the room, whose connection outlives its stream so that the server hears of the stream's end.
-struct Visit {
+pub(crate) struct Visit {
     events: Streaming<RoomEvent>,
     channel: Channel,
 }
 
 impl Visit {
-    async fn leave(self) {
+    pub(crate) async fn leave(self) {
         drop(self.events);
         // Whatever is asked next on the connection comes after.
         let mut rooms = RoomsClient::new(self.channel);
@@ -63,7 +63,7 @@ impl Visit {
 }
 
 /// Waits until both list these, alike to the instant.
-async fn agree(servers: &[TestServer; 2], users: &[&str]) -> Vec<Member> {
+pub(crate) async fn agree(servers: &[TestServer; 2], users: &[&str]) -> Vec<Member> {
     for server in servers {
         has_members(server, ROOM, users).await;
     }

@@ -80,7 +80,7 @@ struct Inner {
 }
 
 impl Shared {
-    /// Nothing is known yet; see [`Self::run`].
+    /// Nothing is known yet; see its task.
     #[must_use]
     pub fn new(
         registry: Arc<dyn Registry>,
