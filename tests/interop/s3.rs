@@ -19,7 +19,6 @@ use crate::{
         errors::info,
         eventually,
         server::{http_get, lasting_address},
-        soon,
     },
     tools::tool,
 };
