@@ -249,16 +249,16 @@ async fn a_reader_that_pauses_gets_everything_and_a_drain_says_where_to_resume()
 async fn a_stream_that_is_dropped_leaves_nothing() {
     let server = TestServer::start().await;
     let mut service = service(&server).await;
-    let before = server.metric("weir_tails").await;
+    let before = server.tails().await;
     let opened = service
         .subscribe_data(of(&["a", "b", "metrics"], 0, None))
         .await;
     let opened = opened.unwrap();
     assert!(opened.metadata().contains_key("after-sequence"));
-    assert_eq!(server.metric("weir_tails").await, before + 3.0);
+    assert_eq!(server.tails().await, before + 3.0);
     drop(opened);
     eventually("the tails to go", || async {
-        (server.metric("weir_tails").await == before).then_some(())
+        (server.tails().await == before).then_some(())
     })
     .await;
 }

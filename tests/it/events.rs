@@ -314,16 +314,16 @@ async fn what_a_filter_drops_counts_as_seen() {
 async fn a_stream_that_is_dropped_leaves_nothing() {
     let server = TestServer::start().await;
     let mut v1 = v1(&server).await;
-    let before = server.metric("weir_tails").await;
+    let before = server.tails().await;
     let streams = [of("ann", None), of("bob", Some(0)), of("ann", Some(0))];
     let mut open = Vec::new();
     for request in streams {
         open.push(stream(&mut v1, request).await);
     }
-    assert_eq!(server.metric("weir_tails").await, before + 2.0);
+    assert_eq!(server.tails().await, before + 2.0);
     drop(open);
     eventually("the tails to go", || async {
-        (server.metric("weir_tails").await == before).then_some(())
+        (server.tails().await == before).then_some(())
     })
     .await;
 }

@@ -252,12 +252,12 @@ async fn a_slow_reader_catches_up_without_a_gap() {
 async fn a_drain_says_where_to_resume_and_dropping_leaves_nothing() {
     let server = TestServer::start().await;
     let (mut v1, mut publisher) = (v1(&server).await, publisher(&server).await);
-    let before = server.metric("weir_tails").await;
+    let before = server.tails().await;
     let dropped = stream(&mut v1, of("carl", None)).await;
-    assert_eq!(server.metric("weir_tails").await, before + 2.0);
+    assert_eq!(server.tails().await, before + 2.0);
     drop(dropped);
     eventually("the tails to go", || async {
-        (server.metric("weir_tails").await == before).then_some(())
+        (server.tails().await == before).then_some(())
     })
     .await;
     let mut open = stream(&mut v1, of("ann", Some(0))).await;

@@ -235,6 +235,15 @@ impl TestServer {
         value.map_or(0.0, |value| value.trim().parse().expect("a number"))
     }
 
+    /// Topics with a tail, once the canary has its own.
+    pub async fn tails(&self) -> f64 {
+        super::eventually("the canary", || async {
+            (self.metric("weir_canary_up").await == 1.0).then_some(())
+        })
+        .await;
+        self.metric("weir_tails").await
+    }
+
     /// The server's resident memory in bytes.
     pub fn resident_bytes(&self) -> u64 {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid())).expect("statm");
