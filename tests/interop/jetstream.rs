@@ -1,6 +1,7 @@
 //! The engine on JetStream beyond the contract every engine keeps: several replicas, faults, start-up; against real servers.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -18,6 +19,7 @@ use weir::{
         Engine, Error, Follow, Health, OpenError, Outcome, Sequence, Space, Topic,
         jetstream::Jetstream,
     },
+    proto::chat::SubscribeRequest,
     telemetry::Metrics,
 };
 
@@ -27,7 +29,10 @@ use super::{
         ALL, Feed, append, append_all, eventually, keyed, payloads, read_all, record, room,
     },
     nats::{Nats, SETTINGS},
-    support::{self, Settings, TestServer, follow, send},
+    support::{
+        self, Settings, TestServer, follow, send,
+        server::{http_get, lasting_address},
+    },
 };
 
 pub(crate) fn config(url: String) -> Config {
@@ -357,6 +362,65 @@ async fn a_replica_has_one_subscription_whatever_it_follows() {
         .iter()
         .filter(|(_, feed)| feed.seen(|seen| seen.records.len() == 1));
     assert_eq!(fed.count(), 10);
+}
+
+/// What the server says is open: subscriptions of all its clients, and JetStream's consumers.
+async fn opened(monitor: SocketAddr) -> [u64; 2] {
+    let number = async |path: &str, name: &str| -> u64 {
+        let answer = http_get(monitor, path).await;
+        let name = format!("\"{name}\": ");
+        let (_, rest) = answer.split_once(&name).unwrap_or_else(|| {
+            panic!("no {name} in {answer}");
+        });
+        let digits = rest.split(|byte: char| !byte.is_ascii_digit()).next();
+        digits.unwrap().parse().unwrap()
+    };
+    [
+        number("/varz", "subscriptions").await,
+        number("/jsz", "consumers").await,
+    ]
+}
+
+/// Consumers and subscriptions grow with replicas, not with clients.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_thousand_subscribers_of_a_room_open_what_one_opens() {
+    const CONNECTIONS: usize = 4;
+    const EACH: usize = 500;
+    let monitor = lasting_address();
+    let nats = Nats::with(&format!("{SETTINGS}http: \"{monitor}\"\n"));
+    let server = TestServer::with(serve(&nats, "one")).await;
+    let subscribe = async |chat: &mut support::Chat, user: usize| {
+        let request = SubscribeRequest {
+            user: format!("reader-{user}"),
+            ..follow("hall", None)
+        };
+        let stream = chat.subscribe_messages(request).await;
+        let mut stream = stream.unwrap().into_inner();
+        assert_eq!(support::next(&mut stream).await.sequence, 0, "welcome");
+        stream
+    };
+    let first = subscribe(&mut server.chat().await, 0).await;
+    let by_one = opened(monitor).await;
+    let mut members = vec![first];
+    for connection in 0..CONNECTIONS {
+        let chat = server.chat().await;
+        let opening = (0..EACH).map(|user| {
+            let mut chat = chat.clone();
+            async move { subscribe(&mut chat, 1 + connection * EACH + user).await }
+        });
+        members.extend(join_all(opening).await);
+    }
+    assert_eq!(opened(monitor).await, by_one);
+    let sent = server
+        .chat()
+        .await
+        .send_message(send("hall", "ann", "to all"))
+        .await;
+    let sequence = sent.unwrap().into_inner().sequence;
+    let heard = join_all(members.iter_mut().map(support::next)).await;
+    assert_eq!(heard.len(), 1 + CONNECTIONS * EACH);
+    assert!(heard.iter().all(|message| message.sequence == sequence));
+    assert_eq!(opened(monitor).await, by_one);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
