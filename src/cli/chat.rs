@@ -71,7 +71,7 @@ pub(super) async fn run(args: ChatArgs) -> Result<(), Failure> {
     };
     tokio::select! {
         outcome = session.converse() => outcome,
-        () = interrupt() => session.leave(),
+        _ = interrupt() => session.leave(),
     }
 }
 

@@ -22,6 +22,8 @@ pub mod exit {
     pub const REFUSED: u8 = 4;
     /// Ctrl-C.
     pub const INTERRUPTED: u8 = 130;
+    /// SIGTERM. A server that drained ends with [`OK`].
+    pub const TERMINATED: u8 = 143;
 }
 
 /// Why a command ended early: an exit code and, unless there is nothing to say, a sentence.
@@ -55,11 +57,6 @@ impl Failure {
     /// The server took the call and refused part of it.
     pub fn refused(message: impl Into<String>) -> Self {
         Self::new(exit::REFUSED, message)
-    }
-
-    /// Ended by Ctrl-C; nothing to say.
-    pub fn interrupted() -> Self {
-        Self::silent(exit::INTERRUPTED)
     }
 
     /// Ends with `code` and says nothing.

@@ -29,6 +29,7 @@ mod subscribe;
 use std::future::Future;
 
 use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::client::{Client, RetryPolicy};
 
@@ -52,7 +53,8 @@ Exit codes:
   2    wrong usage
   3    the server cannot be reached or is unavailable: the same command may succeed later
   4    the server refused: the same command will be refused again
-  130  interrupted
+  130  interrupted by Ctrl-C
+  143  ended by SIGTERM
 
 `weir help COMMAND` shows examples.";
 
@@ -171,18 +173,27 @@ impl Persistence {
     }
 }
 
-/// Ends `work` at Ctrl-C.
+/// Ends `work` at Ctrl-C or SIGTERM. The first process of a container ends at neither by itself.
 async fn interruptible(work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     tokio::select! {
         outcome = work => outcome,
-        () = interrupt() => Err(Failure::interrupted()),
+        code = interrupt() => Err(Failure::silent(code)),
     }
 }
 
-/// Waits for Ctrl-C; for ever if it cannot be caught, because then it ends the process by itself.
-async fn interrupt() {
-    if tokio::signal::ctrl_c().await.is_err() {
-        std::future::pending().await
+/// Waits for Ctrl-C or SIGTERM and gives the code to exit with; for ever if they cannot be caught, because then they end the
+/// process by themselves.
+async fn interrupt() -> u8 {
+    let caught = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    );
+    let (Ok(mut interrupt), Ok(mut terminate)) = caught else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => exit::INTERRUPTED,
+        _ = terminate.recv() => exit::TERMINATED,
     }
 }
 
@@ -222,6 +233,7 @@ mod tests {
             exit::UNAVAILABLE,
             exit::REFUSED,
             exit::INTERRUPTED,
+            exit::TERMINATED,
         ] {
             assert!(help.contains(&format!("\n  {code:<5}")), "{code}");
         }

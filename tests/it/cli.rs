@@ -86,9 +86,13 @@ impl Run {
     }
 
     pub(crate) fn interrupt(&self) {
+        self.signal(rustix::process::Signal::INT);
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
         let pid = self.child.id().expect("the process runs").cast_signed();
         let pid = rustix::process::Pid::from_raw(pid).expect("a pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("a signal");
+        rustix::process::kill_process(pid, signal).expect("a signal");
     }
 
     /// Closes stdin and waits for the end.
@@ -568,6 +572,15 @@ async fn ctrl_c_is_130_but_leaves_a_chat_as_asked() {
     let ann = chatting(&server, "ann").await;
     ann.interrupt();
     assert_eq!(ann.end().await.code, Some(0));
+}
+
+#[tokio::test]
+async fn sigterm_is_143() {
+    let server = TestServer::start().await;
+    let mut subscribe = Run::on(&server, &["subscribe", "general"]);
+    subscribe.notice("Welcome to room general").await;
+    subscribe.signal(rustix::process::Signal::TERM);
+    assert_eq!(subscribe.end().await.code, Some(143));
 }
 
 #[tokio::test]
