@@ -32,7 +32,7 @@ if docker compose version >/dev/null 2>&1; then
 else
   compose=(docker-compose)
 fi
-compose+=(--project-name weir-test -f docker-compose.yml -f "$work/override.yml" --profile cluster)
+compose+=(--project-name weir-test -f docker-compose.yml -f "$work/override.yml" --profile cluster --profile load)
 
 cleanup() {
   local status=$?
@@ -62,6 +62,15 @@ is_healthy() {
 }
 
 call() { "$grpcurl" -plaintext -max-time 20 "$@"; }
+# has_all: the ten messages that were sent are stored.
+has_all() {
+  "${compose[@]}" up -d --no-deps weir
+  until_true 60 "a healthy weir" is_healthy weir
+  local stored
+  stored=$({ call -max-time 5 -d '{"user": "bob", "room": "general", "after_sequence": 0}' $server \
+    chat.ChatService/SubscribeMessages 2>/dev/null || true; } | grep -c '"content": "hello')
+  [ "$stored" = 10 ] || fail "$stored of 10 messages are stored"
+}
 message() { printf '{"user": "ann", "room": "%s", "content": "%s"}' "$1" "$2"; }
 
 docker info >/dev/null 2>&1 || fail "there is no container engine, or it may not be used"
@@ -151,6 +160,17 @@ if runs weir-1; then
     chat.ChatService/SubscribeMessages || true; } | grep -qm1 "said at one" || fail "the replicas do not share a log"
 fi
 
+say "A small load"
+"${compose[@]}" up -d --no-deps load
+delivers() {
+  curl -fsS http://127.0.0.1:9464/metrics |
+    awk '/^grpc_server_msg_sent_total.*SubscribeMessages/ { count += $NF } END { exit count < 10000 }'
+}
+until_true 60 "deliveries" delivers
+"${compose[@]}" stop load
+code=$(docker inspect --format '{{.State.ExitCode}}' "$("${compose[@]}" ps -qa load)")
+[ "$code" = 143 ] || fail "the load had to be killed: it ended with $code"
+
 say "A drain under $readers streams"
 for number in $(seq $readers); do
   "$grpcurl" -plaintext -max-time 120 -d '{"user": "bob", "room": "general", "after_sequence": 0}' $server \
@@ -174,10 +194,13 @@ code=$(docker inspect --format '{{.State.ExitCode}}' "$container")
 [ "$code" = 0 ] || fail "the server ended with $code"
 
 say "The log is still there"
-"${compose[@]}" up -d --no-deps weir
-until_true 60 "a healthy weir" is_healthy weir
-stored=$({ call -max-time 5 -d '{"user": "bob", "room": "general", "after_sequence": 0}' $server \
-  chat.ChatService/SubscribeMessages 2>/dev/null || true; } | grep -c '"content": "hello')
-[ "$stored" = 10 ] || fail "$stored of 10 messages are stored"
+has_all
+
+say "A backup, and back"
+"${compose[@]}" exec -T weir weir backup --config /etc/weir/weir.toml >"$work/weir.tar"
+"${compose[@]}" rm --stop --force weir
+docker volume rm weir-test_weir >/dev/null
+"${compose[@]}" run --rm -T --no-deps weir restore --config /etc/weir/weir.toml - <"$work/weir.tar"
+has_all
 
 say "Passed with: ${wanted[*]}"
