@@ -88,7 +88,7 @@ user=$(docker image inspect --format '{{.Config.User}}' weir:0.1.0)
 [ "$user" = 65532:65532 ] || fail "the image runs as $user"
 docker run --rm --read-only --cap-drop ALL weir:0.1.0 config check --config /etc/weir/weir.toml
 
-# Traces come to a receiver on this machine instead of Jaeger.
+# Traces of `weir` come to a receiver on this machine; the replicas send theirs to Jaeger.
 cat >"$work/override.yml" <<EOF
 services:
   weir:
@@ -147,10 +147,6 @@ if runs grafana; then
   until_true 90 "Grafana" curl -fsS http://127.0.0.1:3000/api/health
   curl -fsS http://127.0.0.1:3000/api/dashboards/uid/weir-overview | grep -q 'Weir / Overview' || fail "no dashboards"
 fi
-if runs jaeger; then
-  say "Jaeger"
-  until_true 60 "Jaeger" curl -fsS http://127.0.0.1:16686/
-fi
 if runs weir-1; then
   say "Two replicas"
   until_true 90 "weir-1" is_healthy weir-1
@@ -158,6 +154,13 @@ if runs weir-1; then
   call -d "$(message shared "said at one")" 127.0.0.1:50061 chat.ChatService/SendMessage >/dev/null
   { call -max-time 10 -d '{"user": "bob", "room": "shared", "after_sequence": 0}' 127.0.0.1:50062 \
     chat.ChatService/SubscribeMessages || true; } | grep -qm1 "said at one" || fail "the replicas do not share a log"
+fi
+if runs jaeger && runs weir-1; then
+  say "Jaeger"
+  has_traces() {
+    curl -fsS 'http://127.0.0.1:16686/api/traces?service=weir&limit=100' | grep -q chat.ChatService/SendMessage
+  }
+  until_true 60 "traces of the replicas" has_traces
 fi
 
 say "A small load"
