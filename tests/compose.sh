@@ -57,6 +57,9 @@ until_true() {
   done
 }
 
+# has PATTERN: whether the input has it. Reads to the end: whoever writes must not fail because nobody reads on.
+has() { [ -n "$(grep "$@")" ]; }
+
 is_healthy() {
   [ "$(docker inspect --format '{{.State.Health.Status}}' "$("${compose[@]}" ps -q "$1")")" = healthy ]
 }
@@ -121,44 +124,44 @@ fi
 until_true 60 "a healthy weir" is_healthy weir
 
 say "A client"
-call $server list | grep -qx chat.ChatService || fail "reflection does not list chat.ChatService"
-call $server describe chat.ChatService | grep -q SubscribeMessages || fail "reflection does not describe the service"
-call -d '{"service": ""}' $server grpc.health.v1.Health/Check | grep -q SERVING || fail "not serving"
+call $server list | has -x chat.ChatService || fail "reflection does not list chat.ChatService"
+call $server describe chat.ChatService | has SubscribeMessages || fail "reflection does not describe the service"
+call -d '{"service": ""}' $server grpc.health.v1.Health/Check | has '"SERVING"' || fail "not serving"
 for number in $(seq 10); do
   call -d "$(message general "hello $number")" $server chat.ChatService/SendMessage >/dev/null
 done
 for port in 50053 50054 50055; do
   call 127.0.0.1:$port list >/dev/null || fail "nothing answers on $port"
 done
-curl -fsS http://127.0.0.1:8080/ | grep -q Weir || fail "HTTP does not answer"
+curl -fsS http://127.0.0.1:8080/ | has Weir || fail "HTTP does not answer"
 curl -fsS http://127.0.0.1:9464/readyz >/dev/null || fail "not ready"
 until_true 30 "traces" test -s "$work/spans"
 
 if runs prometheus; then
   say "Prometheus"
   is_scraped() {
-    curl -fsS 'http://127.0.0.1:9090/api/v1/query?query=up%7Bjob%3D%22weir%22%7D' | grep -q '"1"\]'
+    curl -fsS 'http://127.0.0.1:9090/api/v1/query?query=up%7Bjob%3D%22weir%22%7D' | has '"1"\]'
   }
   until_true 90 "a scrape" is_scraped
-  curl -fsS http://127.0.0.1:9090/api/v1/rules | grep -q WeirDown || fail "Prometheus has no rules"
+  curl -fsS http://127.0.0.1:9090/api/v1/rules | has WeirDown || fail "Prometheus has no rules"
 fi
 if runs grafana; then
   say "Grafana"
   until_true 90 "Grafana" curl -fsS http://127.0.0.1:3000/api/health
-  curl -fsS http://127.0.0.1:3000/api/dashboards/uid/weir-overview | grep -q 'Weir / Overview' || fail "no dashboards"
+  curl -fsS http://127.0.0.1:3000/api/dashboards/uid/weir-overview | has 'Weir / Overview' || fail "no dashboards"
 fi
 if runs weir-1; then
   say "Two replicas"
   until_true 90 "weir-1" is_healthy weir-1
   until_true 90 "weir-2" is_healthy weir-2
   call -d "$(message shared "said at one")" 127.0.0.1:50061 chat.ChatService/SendMessage >/dev/null
-  { call -max-time 10 -d '{"user": "bob", "room": "shared", "after_sequence": 0}' 127.0.0.1:50062 \
-    chat.ChatService/SubscribeMessages || true; } | grep -qm1 "said at one" || fail "the replicas do not share a log"
+  { call -max-time 3 -d '{"user": "bob", "room": "shared", "after_sequence": 0}' 127.0.0.1:50062 \
+    chat.ChatService/SubscribeMessages || true; } | has "said at one" || fail "the replicas do not share a log"
 fi
 if runs jaeger && runs weir-1; then
   say "Jaeger"
   has_traces() {
-    curl -fsS 'http://127.0.0.1:16686/api/traces?service=weir&limit=100' | grep -q chat.ChatService/SendMessage
+    curl -fsS 'http://127.0.0.1:16686/api/traces?service=weir&limit=100' | has chat.ChatService/SendMessage
   }
   until_true 60 "traces of the replicas" has_traces
 fi
