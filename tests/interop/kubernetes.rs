@@ -190,7 +190,12 @@ fn every_combination_is_what_kubernetes_knows() {
     all.push_str(&manifests.render("overlays/all", &[]));
     assert!(count > 80, "{count}");
     for kubernetes in ["kubernetes-oldest", "kubernetes-newest"] {
-        assert!(checked(kubernetes, &all).len() > count * 9);
+        let all = checked(kubernetes, &all);
+        assert!(all.len() > count * 9);
+        // Also in an overlay that names none.
+        for made in all.iter().filter(|made| text(made, "/kind") != "Namespace") {
+            assert_eq!(text(made, "/metadata/namespace"), "weir", "{made}");
+        }
     }
 }
 
@@ -482,6 +487,31 @@ fn pods_are_as_restricted_as_their_namespace_asks() {
                 );
             }
         }
+    }
+}
+
+#[test]
+fn nats_is_ready_with_its_copy_and_weir_waits_for_it() {
+    for overlay in ["", "overlays/prod", "overlays/all"] {
+        let all = manifests(overlay);
+        let container = &containers(named(&all, "StatefulSet", "nats"))[0];
+        let probe = |name: &str| text(container, &format!("/{name}/httpGet/path")).to_owned();
+        // Without a query it asks for the copies of all streams too. Later a server that falls behind stays.
+        assert_eq!(probe("startupProbe"), "/healthz", "{overlay}");
+        assert_eq!(probe("readinessProbe"), "/healthz?js-server-only=true");
+        assert_eq!(probe("livenessProbe"), "/healthz?js-enabled-only=true");
+        let attempts = container.pointer("/startupProbe/failureThreshold").unwrap();
+        let attempts = u32::try_from(attempts.as_u64().unwrap()).unwrap();
+        let patience = secs(container, "/startupProbe/periodSeconds") * attempts;
+        assert!(
+            patience >= Duration::from_secs(3600),
+            "{overlay}: {patience:?}"
+        );
+
+        let settings: toml::Table = settings(&all).parse().unwrap();
+        let waits = settings["jetstream"]["startup_timeout"].as_str().unwrap();
+        let waits = humantime::parse_duration(waits).unwrap();
+        assert!(waits >= Duration::from_secs(600), "{overlay}: {waits:?}");
     }
 }
 
