@@ -1,6 +1,6 @@
 # `make` lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help run lint test tools bench generate compose
+.PHONY: help run lint test tools bench generate compose cluster
 MAKEFLAGS += --no-print-directory
 
 # A build server takes the locked versions or none.
@@ -36,6 +36,9 @@ tools: ## fetch the foreign tools that the interop tests use, once, into .tools/
 
 compose: tools ## build the image and try docker-compose.yml; needs a container engine
 	@tests/compose.sh
+
+cluster: tools ## apply k8s/ to a Kubernetes of one node; needs root and a container engine
+	@tests/cluster.sh
 
 generate: ## write the dashboards and what else is generated
 	@python3 scripts/generate.py
