@@ -333,6 +333,7 @@ inside() {
   kubectl delete -k k8s/overlays/dev --timeout 180s >/dev/null
   with_tls
   client
+  say "Passed"
 }
 
 case ${1:-} in
