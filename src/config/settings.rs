@@ -138,6 +138,9 @@ section! {
         pub engine: EngineKind = EngineKind::Embedded;
         /// Directory of the embedded engine.
         pub dir: PathBuf = "./data".into();
+        /// How long a starting instance waits, not ready, for another process to leave `log.dir` before it gives up.
+        #[serde(with = "humantime_serde")]
+        pub lock_timeout: Duration = Duration::ZERO, in Duration::ZERO..=minutes(60);
         /// How long an idempotency key is remembered.
         #[serde(with = "humantime_serde")]
         pub dedupe_window: Duration = minutes(10), in secs(1)..;

@@ -1,16 +1,22 @@
 //! Opening the engine that the configuration names.
 
-use std::{io, path::PathBuf, sync::Arc};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
 
 use super::{Engine, embedded::Embedded, jetstream::Jetstream, memory};
 use crate::{
-    config::{Config, EngineKind},
+    config::{self, Config, EngineKind},
     nats::Nats,
     telemetry::Metrics,
 };
 
-/// Opens the engine that `config.log` names. The embedded engine replays its journal on the blocking pool; that of JetStream
-/// uses `nats`, or a connection of its own, and waits for it up to `jetstream.startup_timeout`. Dropping the future leaves nothing open.
+/// Between two looks at a directory that another process has open.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Opens the engine that `config.log` names. The embedded engine replays its journal on the blocking pool, and waits for another
+/// process to leave its directory up to `log.lock_timeout`; that of JetStream uses `nats`, or a connection of its own, and waits
+/// for it up to `jetstream.startup_timeout`. Dropping the future leaves nothing open.
 ///
 /// # Errors
 /// See [`OpenError`]; nothing that is stored was changed for the worse.
@@ -22,15 +28,7 @@ pub async fn open(
     let log = &config.log;
     Ok(match log.engine {
         EngineKind::Memory => Arc::new(memory::Memory::new(memory::Options::new(log, metrics))),
-        EngineKind::Embedded => {
-            let log = log.clone();
-            let opened = tokio::task::spawn_blocking(move || Embedded::open(&log, metrics)).await;
-            let failed = |cause: tokio::task::JoinError| OpenError::Storage {
-                path: config.log.dir.clone(),
-                cause: cause.to_string(),
-            };
-            Arc::new(opened.map_err(failed)??)
-        }
+        EngineKind::Embedded => Arc::new(embedded(log, metrics).await?),
         EngineKind::Jetstream => {
             let nats = match nats {
                 Some(nats) => nats.clone(),
@@ -39,6 +37,27 @@ pub async fn open(
             Arc::new(Jetstream::open(&nats, config, metrics).await?)
         }
     })
+}
+
+async fn embedded(log: &config::Log, metrics: Metrics) -> Result<Embedded, OpenError> {
+    let deadline = Instant::now() + log.lock_timeout;
+    let mut is_told = false;
+    loop {
+        let (settings, metrics) = (log.clone(), metrics.clone());
+        let opened = tokio::task::spawn_blocking(move || Embedded::open(&settings, metrics)).await;
+        let opened = opened.map_err(|cause| OpenError::Storage {
+            path: log.dir.clone(),
+            cause: cause.to_string(),
+        })?;
+        let is_in_use = matches!(opened, Err(OpenError::InUse { .. }));
+        if !is_in_use || Instant::now() >= deadline {
+            return opened;
+        }
+        if !std::mem::replace(&mut is_told, true) {
+            tracing::info!(dir = %log.dir.display(), "waiting for another process to leave the data directory");
+        }
+        sleep(LOOK).await;
+    }
 }
 
 /// Why an engine could not be opened; each is worded for the person who starts the service.

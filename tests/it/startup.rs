@@ -84,6 +84,31 @@ async fn an_unusable_data_directory_is_named() {
 }
 
 #[tokio::test]
+async fn a_successor_may_wait_for_the_data() {
+    let mut server = TestServer::start().await;
+    let mut chat = server.chat().await;
+    let sent = chat.send_message(send("general", "ann", "kept")).await;
+    let sequence = sent.unwrap().into_inner().sequence;
+    let settings = Settings::default()
+        .set("log.dir", server.dir().join("data").display())
+        .set("log.lock_timeout", "1m");
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut successor = TestServer::starting(elsewhere, settings, Stdio::inherit()).await;
+    let waiting = successor.admin_get("/readyz").await;
+    assert!(waiting.starts_with("HTTP/1.1 503"), "{waiting}");
+    server.terminate();
+    assert_eq!(server.exit_code().await, Some(0));
+    successor.ready().await;
+    let mut chat = successor.chat().await;
+    let stream = chat.subscribe_messages(follow("general", Some(0))).await;
+    let mut stream = stream.unwrap().into_inner();
+    assert_eq!(next(&mut stream).await.id, "system");
+    assert_eq!(next(&mut stream).await.sequence, sequence);
+    successor.terminate();
+    assert_eq!(successor.exit_code().await, Some(0));
+}
+
+#[tokio::test]
 async fn a_second_process_on_the_same_data_is_refused_and_the_first_goes_on() {
     let server = TestServer::start().await;
     let mut chat = server.chat().await;
