@@ -13,24 +13,10 @@
 # changed, no port has to be free, and all of it ends with the first process of these namespaces, whatever happened.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=tests/lib.sh
+. tests/lib.sh
 root=$PWD
 bin=$root/.tools/cluster
-
-say() { printf '== %s\n' "$*"; }
-fail() {
-  printf 'FAILED: %s\n' "$*" >&2
-  exit 1
-}
-
-# until_true SECONDS WHAT COMMAND...: tries twice a second.
-until_true() {
-  local deadline=$((SECONDS + $1)) what=$2
-  shift 2
-  until "$@" >/dev/null 2>&1; do
-    [ $SECONDS -lt $deadline ] || fail "waited in vain for $what"
-    sleep 0.5
-  done
-}
 
 image_of() { "$bin/kubectl" kustomize k8s | sed -n "s#^ *image: \(.*$1:.*\)#\1#p"; }
 
@@ -97,7 +83,6 @@ clean() {
 k() { kubectl -n weir "$@"; }
 service=http://weir.weir.svc.cluster.local:50051
 weir() { "$work/weir" "$1" --addr $service "${@:2}"; }
-call() { "$root/.tools/bin/grpcurl" -plaintext -max-time 20 "$@"; }
 
 diagnose() {
   local status=$?
@@ -217,26 +202,27 @@ dev() {
   seq 1000 | weir publish kept --user ann >/dev/null
   k delete pod -l app.kubernetes.io/name=weir >/dev/null
   up 90 1
+  never_restarted
   weir subscribe kept --after 0 --count 1000 | cut -f4 | cmp -s - <(seq 1000) || fail "what was stored is gone"
   k exec deployment/weir -- weir backup --config /etc/weir/weir.toml >"$work/weir.tar"
-  tar -tf "$work/weir.tar" | grep -qx summary.json || fail "a backup is not whole"
+  tar -tf "$work/weir.tar" | has '^summary.json$' || fail "a backup is not whole"
 }
 
 has_pods() { [ "$(k get pods -l app.kubernetes.io/name=weir -o name | wc -l)" = "$1" ]; }
 never_restarted() {
-  ! k get pods -o 'jsonpath={.items[*].status.containerStatuses[*].restartCount}' | grep -q '[1-9]' || fail "a container was started again"
+  ! k get pods -o 'jsonpath={.items[*].status.containerStatuses[*].restartCount}' | has '[1-9]' || fail "a container was started again"
 }
 is_measured() {
-  k get hpa weir -o 'jsonpath={.status.currentMetrics[0].containerResource.current.averageUtilization}' | grep -q .
+  k get hpa weir -o 'jsonpath={.status.currentMetrics[0].containerResource.current.averageUtilization}' | has .
 }
 killed() { grep -c 'Kill container' "$work/log/containerd" || true; }
 
 client() {
   local server=${service#http://}
-  call "$server" list | grep -qx chat.ChatService || fail "reflection does not list chat.ChatService"
+  call "$server" list | has '^chat.ChatService$' || fail "reflection does not list chat.ChatService"
   call -d '{"user": "ann", "room": "general", "content": "hello"}' "$server" chat.ChatService/SendMessage >/dev/null
   { call -max-time 5 -d '{"user": "bob", "room": "general", "after_sequence": 0}' "$server" \
-    chat.ChatService/SubscribeMessages 2>/dev/null || true; } | grep -q hello || fail "what was sent is not read"
+    chat.ChatService/SubscribeMessages 2>/dev/null || true; } | has hello || fail "what was sent is not read"
 }
 
 # reaches NAMESPACE HOST PORT: whether a pod of that namespace can connect there.

@@ -9,6 +9,8 @@
 # at the end, whatever happened.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=tests/lib.sh
+. tests/lib.sh
 root=$PWD
 grpcurl=$root/.tools/bin/grpcurl
 python=$root/.tools/bin/python
@@ -20,12 +22,6 @@ otlp_port=14317
 work=$(mktemp -d)
 sink=
 streams=()
-
-say() { printf '== %s\n' "$*"; }
-fail() {
-  printf 'FAILED: %s\n' "$*" >&2
-  exit 1
-}
 
 if docker compose version >/dev/null 2>&1; then
   compose=(docker compose)
@@ -47,24 +43,10 @@ cleanup() {
 }
 trap cleanup EXIT
 
-# until_true SECONDS WHAT COMMAND...: tries twice a second.
-until_true() {
-  local deadline=$((SECONDS + $1)) what=$2
-  shift 2
-  until "$@" >/dev/null 2>&1; do
-    [ $SECONDS -lt $deadline ] || fail "waited in vain for $what"
-    sleep 0.5
-  done
-}
-
-# has PATTERN: whether the input has it. Reads to the end: whoever writes must not fail because nobody reads on.
-has() { [ -n "$(grep "$@")" ]; }
-
 is_healthy() {
   [ "$(docker inspect --format '{{.State.Health.Status}}' "$("${compose[@]}" ps -q "$1")")" = healthy ]
 }
 
-call() { "$grpcurl" -plaintext -max-time 20 "$@"; }
 # has_all: the ten messages that were sent are stored.
 has_all() {
   "${compose[@]}" up -d --no-deps weir
@@ -124,7 +106,7 @@ fi
 until_true 60 "a healthy weir" is_healthy weir
 
 say "A client"
-call $server list | has -x chat.ChatService || fail "reflection does not list chat.ChatService"
+call $server list | has '^chat.ChatService$' || fail "reflection does not list chat.ChatService"
 call $server describe chat.ChatService | has SubscribeMessages || fail "reflection does not describe the service"
 call -d '{"service": ""}' $server grpc.health.v1.Health/Check | has '"SERVING"' || fail "not serving"
 for number in $(seq 10); do
