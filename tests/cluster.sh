@@ -218,11 +218,14 @@ is_measured() {
 killed() { grep -c 'Kill container' "$work/log/containerd" || true; }
 
 client() {
-  local server=${service#http://}
+  local server=${service#http://} url
   call "$server" list | has '^chat.ChatService$' || fail "reflection does not list chat.ChatService"
   call -d '{"user": "ann", "room": "general", "content": "hello"}' "$server" chat.ChatService/SendMessage >/dev/null
   { call -max-time 5 -d '{"user": "bob", "room": "general", "after_sequence": 0}' "$server" \
     chat.ChatService/SubscribeMessages 2>/dev/null || true; } | has hello || fail "what was sent is not read"
+  # The name by which a pod knows the Service.
+  url=$(weir upload README.md | cut -f2)
+  curl -fsS "${url/weir.weir.svc:/weir.weir.svc.cluster.local:}" | cmp -s - README.md || fail "$url is not the file"
 }
 
 # reaches NAMESPACE HOST PORT: whether a pod of that namespace can connect there.

@@ -302,6 +302,23 @@ fn secs(value: &Value, path: &str) -> Duration {
 }
 
 #[test]
+fn download_urls_name_the_service() {
+    for overlay in OVERLAYS {
+        let all = manifests(overlay);
+        let table: toml::Table = settings(&all).parse().unwrap();
+        let url = table["files"]["url"].as_str().unwrap();
+        let (host, port) = url
+            .strip_prefix("http://")
+            .and_then(|address| address.rsplit_once(':'))
+            .unwrap();
+        assert_eq!(host, "weir.weir.svc", "{overlay}");
+        let ports = list(named(&all, "Service", "weir"), "/spec/ports");
+        let http = ports.iter().find(|made| text(made, "/name") == "http");
+        assert_eq!(http.unwrap()["port"].to_string(), port, "{overlay}");
+    }
+}
+
+#[test]
 fn there_is_time_to_drain() {
     for overlay in OVERLAYS {
         let all = manifests(overlay);
