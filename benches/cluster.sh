@@ -54,7 +54,7 @@ urls=
 for index in $(seq "$servers"); do
     port=$(free_port $((10 + index)))
     conf=$work/nats$index.conf
-    printf 'max_payload: 16MB\njetstream { store_dir: "%s/nats%s" %s }\n' "$work" "$index" "$sync" >"$conf"
+    printf 'max_payload: 16MB\njetstream {\n  store_dir: "%s/nats%s"\n  %s\n}\n' "$work" "$index" "$sync" >"$conf"
     if [ "$servers" -gt 1 ]; then
         printf 'server_name: n%s\ncluster { name: weir, listen: "127.0.0.1:%s", routes: [%s] }\n' \
             "$index" "$(free_port "$index")" "$(echo $routes | tr ' ' ',')" >>"$conf"
