@@ -44,11 +44,8 @@ impl Appender {
     /// [`Error::KeyConflict`], or what the log reports.
     pub async fn append(&self, record: NewRecord) -> Result<Appended, Error> {
         let span = self.traces.append(&record.topic);
-        let appending = async { self.engine.enqueue(vec![record]).await?.await };
-        let outcomes = appending.instrument(span).await?;
-        outcomes
-            .first()
-            .map_or(Err(Error::Log(crate::log::Error::Closed)), appended)
+        let outcome = self.engine.append(record).instrument(span).await?;
+        appended(&outcome)
     }
 
     /// A pipeline of batches, for one stream of records.

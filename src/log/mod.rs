@@ -73,6 +73,16 @@ pub trait Engine: Send + Sync + 'static {
     /// [`Error::Full`], [`Error::Failed`], [`Error::Unavailable`] or [`Error::Closed`]: nothing was queued.
     async fn enqueue(&self, batch: Vec<NewRecord>) -> Result<Ack, Error>;
 
+    /// Appends one record and waits until it is durable. Who appends like this has nothing else under way, so an engine need not
+    /// keep the record in order with what is enqueued at the same time.
+    ///
+    /// # Errors
+    /// As [`Self::enqueue`] and its ack.
+    async fn append(&self, record: NewRecord) -> Result<Outcome, Error> {
+        let outcomes = self.enqueue(vec![record]).await?.await?;
+        outcomes.first().copied().ok_or(Error::Closed)
+    }
+
     /// Reads retained records in order, starting at `from`, up to `limit`.
     ///
     /// # Errors

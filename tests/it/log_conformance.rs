@@ -30,6 +30,8 @@ suite!(
     extreme_records_come_back,
     a_batch_over_several_topics_goes_to_each,
     pipelined_batches_keep_their_order,
+    appends_beside_each_other_are_each_answered,
+    appends_beside_each_other_know_repeats,
     sequences_and_times_never_go_back,
     topics_share_one_growing_sequence,
     a_position_of_one_topic_resumes_another,
@@ -160,6 +162,57 @@ async fn pipelined_batches_keep_their_order(kind: EngineKind) {
                 .all(|sequence| records.iter().any(|r| r.sequence == *sequence))
         );
     }
+}
+
+/// Single appends of many, who each wait for theirs.
+async fn appends_beside_each_other_are_each_answered(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("beside");
+    let write = |publisher: usize| {
+        let (engine, topic) = (rig.engine.clone(), topic.clone());
+        async move {
+            let mut own = Vec::new();
+            for number in 0..20 {
+                let text = format!("{publisher}:{number}");
+                let outcome = engine.append(record(&topic, text.clone())).await.unwrap();
+                own.push((stored(outcome), text));
+            }
+            own
+        }
+    };
+    let answers = join_all((0..32).map(write)).await;
+    assert!(answers.iter().all(|own| own.is_sorted_by(|a, b| a.0 < b.0)));
+    let mut answers = answers.concat();
+    answers.sort();
+    let records = read_all(&*rig.engine, &topic).await;
+    let sequences = records.iter().map(|record| record.sequence);
+    let found: Vec<_> = sequences.zip(payloads(&records)).collect();
+    assert_eq!(found, answers);
+}
+
+/// Several use one key at once, with one content and with another.
+async fn appends_beside_each_other_know_repeats(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("repeats");
+    let append = |text: &'static str| rig.engine.append(keyed(&topic, "k", text));
+    let others = (0..10).map(|_| rig.engine.append(record(&topic, "unkeyed")));
+    let (outcomes, others) =
+        tokio::join!(join_all(["a", "a", "a", "b"].map(append)), join_all(others));
+    let stored_at: BTreeSet<_> = others
+        .into_iter()
+        .map(|outcome| stored(outcome.unwrap()))
+        .collect();
+    assert_eq!(stored_at.len(), 10);
+    let outcomes: Vec<_> = outcomes.into_iter().map(Result::unwrap).collect();
+    let Outcome::Stored { sequence, time } = outcomes[0] else {
+        panic!("the first was not stored: {outcomes:?}");
+    };
+    let repeated = Outcome::Duplicate { sequence, time };
+    assert_eq!(
+        outcomes[1..],
+        [repeated, repeated, Outcome::Conflict { sequence }]
+    );
+    assert_eq!(read_all(&*rig.engine, &topic).await.len(), 11);
 }
 
 async fn sequences_and_times_never_go_back(kind: EngineKind) {

@@ -1,17 +1,20 @@
-//! The only publisher of this node: group commit on atomic batches.
+//! The only publisher of this node: group commit.
 //!
 //! Whatever waits is published as one atomic batch of the stream, and the next one only when JetStream has answered. So batches
 //! keep their order, a group is stored as a whole or not at all, and one answer of the server acknowledges up to 1,000 records.
 //! Behind it the [`Settler`] waits until the node's view has them and resolves the acks, in order, while the next batch is
 //! under way; at most [`UNSETTLED`] groups wait for it.
 //!
+//! A group of single records whose appenders all wait for them ([`Engine::append`](crate::log::Engine::append)) needs no such
+//! order: its messages are published beside each other, and each is answered for itself. That spares the server the batch.
+//!
 //! The server refuses a whole batch when a message in it repeats an earlier one. The batch is then published in halves, in
 //! order, until the repetition stands alone and the server tells what it repeats.
 //!
-//! Where the stream has one copy, the server makes a store on disk for each batch, which takes milliseconds. There a few appends
+//! Where the stream has one copy, the server makes a store on disk for each batch, which takes milliseconds. There a few batches
 //! of one record are published one after the other instead, each when the one before is answered.
 //!
-//! A server that flushes each message (`sync_interval: always`) takes long for a large batch. So groups get smaller while they
+//! A server that flushes each message (`sync_interval: always`) takes long for a large group. So groups get smaller while they
 //! take long and larger while they do not.
 
 use std::{
@@ -20,6 +23,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::future::join_all;
 use tokio::{
     sync::{mpsc, oneshot},
     time::Instant as Deadline,
@@ -49,6 +53,8 @@ const UNSETTLED: usize = 4;
 /// A batch that waits.
 pub(super) struct Append {
     pub(super) batch: Vec<NewRecord>,
+    /// Its appender has nothing else under way, so it needs no order.
+    pub(super) is_alone: bool,
     /// Of the queue.
     pub(super) permits: usize,
     pub(super) queued: Instant,
@@ -77,9 +83,8 @@ struct Group {
 /// A group that JetStream has answered.
 struct Answered {
     group: Group,
-    /// What became of the messages before the first failure.
-    settled: Vec<Settled>,
-    failed: Option<Error>,
+    /// What became of each message.
+    settled: Vec<Result<Settled, Error>>,
 }
 
 /// Resolves the acks of answered groups, in order.
@@ -114,12 +119,8 @@ impl Committer {
         };
         let publish = async move {
             while let Some(group) = self.next_group().await {
-                let (settled, failed) = self.publish(&group).await;
-                let group = Answered {
-                    group,
-                    settled,
-                    failed,
-                };
+                let settled = self.publish(&group).await;
+                let group = Answered { group, settled };
                 // The settler goes on as long as this does.
                 let _ = answered.send(group).await;
             }
@@ -148,8 +149,32 @@ impl Committer {
         Some(Group::new(appends, &self.shared))
     }
 
-    /// Publishes the messages in order. What became of those before the first failure, and that failure.
-    async fn publish(&mut self, group: &Group) -> (Vec<Settled>, Option<Error>) {
+    /// Publishes the messages; what became of each.
+    async fn publish(&mut self, group: &Group) -> Vec<Result<Settled, Error>> {
+        let messages = &group.messages;
+        if group.appends.iter().all(|append| append.is_alone) {
+            let began = Instant::now();
+            let settled = join_all(messages.iter().map(|message| self.publish_one(message))).await;
+            self.adapt(messages.len(), began.elapsed());
+            return settled;
+        }
+        let (settled, failed) = self.publish_in_order(group).await;
+        let error = failed.unwrap_or(Error::Closed);
+        let mut settled: Vec<_> = settled.into_iter().map(Ok).collect();
+        settled.resize_with(messages.len(), || Err(error.clone()));
+        settled
+    }
+
+    async fn publish_one(&self, message: &Outgoing) -> Result<Settled, Error> {
+        match self.attempt(std::slice::from_ref(message)).await? {
+            Published::Stored(at) => Ok(Settled::Stored(at)),
+            Published::Duplicate(at) => Ok(Settled::Repeats(at)),
+            Published::Split | Published::Retry(_) => Err(refused_alone()),
+        }
+    }
+
+    /// What became of the messages before the first failure, and that failure.
+    async fn publish_in_order(&mut self, group: &Group) -> (Vec<Settled>, Option<Error>) {
         let messages = &group.messages;
         let mut settled = Vec::with_capacity(messages.len());
         let is_few = self.shared.api.stream.is_single
@@ -172,8 +197,7 @@ impl Committer {
                     ranges.extend([(middle, end), (start, middle)]);
                 }
                 Ok(Published::Split | Published::Retry(_)) => {
-                    let why = "JetStream refuses a single message as a batch".into();
-                    return (settled, Some(Error::Unavailable(why)));
+                    return (settled, Some(refused_alone()));
                 }
                 Err(error) => return (settled, Some(error)),
             }
@@ -216,30 +240,38 @@ impl Settler {
     }
 
     async fn resolve(&self, answered: Answered) {
-        let Answered {
-            group,
-            settled,
-            failed,
-        } = answered;
+        let Answered { group, settled } = answered;
         let shared = &self.shared;
-        let outcomes = self.outcomes(&group, &settled).await;
+        let stored = settled.iter().map(|settled| match settled {
+            Ok(Settled::Stored(at) | Settled::Repeats(at)) => Some(*at),
+            Err(_) => None,
+        });
+        let reached = match stored.max().flatten() {
+            Some(last) => shared.reached(last.next()).await,
+            None => Ok(()),
+        };
         for (settled, (space, bytes)) in settled.iter().zip(&group.sizes) {
-            if matches!(settled, Settled::Stored(_)) {
+            if matches!(settled, Ok(Settled::Stored(_))) {
                 shared.meters.appended(*space, 1, *bytes);
             }
         }
-        let (known, error) = match outcomes {
-            Ok(outcomes) => (outcomes, failed.unwrap_or(Error::Closed)),
-            Err(error) => (Vec::new(), error),
-        };
-        let mut known = known.into_iter();
+        let mut seen = vec![false; settled.len()];
+        let mut messages = group.of_record.iter();
         for append in group.appends {
-            let outcomes: Vec<_> = known.by_ref().take(append.batch.len()).collect();
-            let result = if outcomes.len() == append.batch.len() {
-                Ok(outcomes)
-            } else {
-                Err(error.clone())
-            };
+            let of_records = messages.by_ref().take(append.batch.len());
+            let mut result = reached
+                .clone()
+                .map(|()| Vec::with_capacity(append.batch.len()));
+            for (record, message) in append.batch.iter().zip(of_records) {
+                let Ok(outcomes) = &mut result else {
+                    continue;
+                };
+                let is_first = !std::mem::replace(&mut seen[*message], true);
+                match self.outcome(record, &settled[*message], is_first).await {
+                    Ok(outcome) => outcomes.push(outcome),
+                    Err(error) => result = Err(error),
+                }
+            }
             if result.is_ok() {
                 let append_secs = &shared.meters.metrics.append_secs;
                 append_secs.observe(append.queued.elapsed().as_secs_f64());
@@ -250,31 +282,21 @@ impl Settler {
         }
     }
 
-    /// The outcomes of the records whose messages are settled, in order.
-    async fn outcomes(&self, group: &Group, settled: &[Settled]) -> Result<Vec<Outcome>, Error> {
-        let last = settled.iter().map(|settled| match settled {
-            Settled::Stored(at) | Settled::Repeats(at) => *at,
-        });
-        if let Some(last) = last.max() {
-            self.shared.reached(last.next()).await?;
+    /// What became of a record; `is_first` of those that share its message.
+    async fn outcome(
+        &self,
+        record: &NewRecord,
+        settled: &Result<Settled, Error>,
+        is_first: bool,
+    ) -> Result<Outcome, Error> {
+        match settled {
+            Ok(Settled::Stored(at)) if is_first => Ok(Outcome::Stored {
+                sequence: *at,
+                time: self.time(*at).await?,
+            }),
+            Ok(Settled::Stored(at) | Settled::Repeats(at)) => self.repeats(record, *at).await,
+            Err(error) => Err(error.clone()),
         }
-        let mut outcomes = Vec::with_capacity(group.of_record.len());
-        let mut seen = vec![false; settled.len()];
-        let records = group.appends.iter().flat_map(|append| &append.batch);
-        for (record, message) in records.zip(&group.of_record) {
-            let Some(what) = settled.get(*message) else {
-                return Ok(outcomes);
-            };
-            let is_first = !std::mem::replace(&mut seen[*message], true);
-            outcomes.push(match what {
-                Settled::Stored(at) if is_first => Outcome::Stored {
-                    sequence: *at,
-                    time: self.time(*at).await?,
-                },
-                Settled::Stored(at) | Settled::Repeats(at) => self.repeats(record, *at).await?,
-            });
-        }
-        Ok(outcomes)
     }
 
     async fn time(&self, at: Sequence) -> Result<Timestamp, Error> {
@@ -340,6 +362,10 @@ impl Group {
         }
         group
     }
+}
+
+fn refused_alone() -> Error {
+    Error::Unavailable("JetStream refuses a single message as a batch".into())
 }
 
 /// Ranges of messages that fit into one batch, the first one last.

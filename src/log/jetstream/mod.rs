@@ -1,7 +1,7 @@
 //! The engine on NATS JetStream: one stream holds the log, any number of replicas serve it.
 //!
 //! ```text
-//!  enqueue ─▶ queue (bounded in bytes) ─▶ committer ─▶ one atomic batch ─▶ stream ─┐
+//!  enqueue ─▶ queue (bounded in bytes) ─▶ committer ─▶ atomic batches ───▶ stream ─┐
 //!                                            ▲ acks, once the feed has them        │ republished
 //!                 followers ◀─ view (recent records, tail) ◀─ feed ◀───────────────┘
 //!  read, seek, bounds ─▶ view, else direct get of the stream
@@ -47,8 +47,8 @@ use self::{
     view::View,
 };
 use super::{
-    Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, OpenError, Page,
-    Sequence, Space, Timestamp, Topic, meters::Meters,
+    Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, OpenError, Outcome,
+    Page, Sequence, Space, Timestamp, Topic, meters::Meters,
 };
 use crate::{config::Config, nats::Nats, telemetry::Metrics};
 
@@ -98,6 +98,33 @@ impl Jetstream {
         })
     }
 
+    async fn queue(&self, batch: Vec<NewRecord>, is_alone: bool) -> Result<Ack, Error> {
+        self.check_open()?;
+        let queued = Instant::now();
+        self.shared.ready().await?;
+        let size = batch.iter().map(NewRecord::size).sum::<usize>();
+        let permits = size.min(self.queue_bytes);
+        let held = self
+            .shared
+            .queue
+            .acquire_many(u32::try_from(permits).unwrap_or(u32::MAX))
+            .await
+            .map_err(|_| Error::Closed)?;
+        let sender = self.sender()?;
+        let (resolve, ack) = Ack::pending();
+        let append = Append {
+            batch,
+            is_alone,
+            permits,
+            queued,
+            ack: resolve,
+        };
+        sender.send(append).map_err(|_| Error::Closed)?;
+        // The committer gives them back.
+        held.forget();
+        Ok(ack)
+    }
+
     fn check_open(&self) -> Result<(), Error> {
         match *self.shared.health.borrow() {
             Health::Closed => Err(Error::Closed),
@@ -129,29 +156,12 @@ async fn watch_connection(shared: Arc<Shared>) {
 #[async_trait]
 impl Engine for Jetstream {
     async fn enqueue(&self, batch: Vec<NewRecord>) -> Result<Ack, Error> {
-        self.check_open()?;
-        let queued = Instant::now();
-        self.shared.ready().await?;
-        let size = batch.iter().map(NewRecord::size).sum::<usize>();
-        let permits = size.min(self.queue_bytes);
-        let held = self
-            .shared
-            .queue
-            .acquire_many(u32::try_from(permits).unwrap_or(u32::MAX))
-            .await
-            .map_err(|_| Error::Closed)?;
-        let sender = self.sender()?;
-        let (resolve, ack) = Ack::pending();
-        let append = Append {
-            batch,
-            permits,
-            queued,
-            ack: resolve,
-        };
-        sender.send(append).map_err(|_| Error::Closed)?;
-        // The committer gives them back.
-        held.forget();
-        Ok(ack)
+        self.queue(batch, false).await
+    }
+
+    async fn append(&self, record: NewRecord) -> Result<Outcome, Error> {
+        let outcomes = self.queue(vec![record], true).await?.await?;
+        outcomes.first().copied().ok_or(Error::Closed)
     }
 
     async fn read(&self, topic: &Topic, from: Sequence, limit: Limit) -> Result<Page, Error> {
