@@ -23,7 +23,7 @@ const LEAST_ROOM_BYTES: u64 = 1024 * 1024;
 /// The data directory, held for this process until dropped.
 #[derive(Debug)]
 pub(super) struct DirLock {
-    _file: fs::File,
+    file: fs::File,
 }
 
 impl DirLock {
@@ -41,10 +41,17 @@ impl DirLock {
             .open(dir.join("lock"))
             .map_err(unusable)?;
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(Errno::WOULDBLOCK) => Err(OpenError::InUse { path: dir.into() }),
             Err(errno) => Err(unusable(errno.into())),
         }
+    }
+}
+
+impl Drop for DirLock {
+    fn drop(&mut self) {
+        // Closing alone would leave the lock to a child process that is between its fork and its exec.
+        let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
 
@@ -139,4 +146,25 @@ pub(super) fn used_bytes(dir: &Path) -> u64 {
 /// Makes the names in `dir` durable.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     fs::File::open(dir)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn a_directory_let_go_of_is_free_though_a_child_still_has_its_file() {
+        let dir = TempDir::new().unwrap();
+        let held = DirLock::acquire(dir.path()).unwrap();
+        assert!(matches!(
+            DirLock::acquire(dir.path()),
+            Err(OpenError::InUse { .. })
+        ));
+        let child = held.file.try_clone().unwrap();
+        drop(held);
+        DirLock::acquire(dir.path()).unwrap();
+        drop(child);
+    }
 }
