@@ -96,7 +96,9 @@ pub trait Engine: Send + Sync + 'static {
     /// Storage errors only.
     async fn seek(&self, topic: &Topic, time: Timestamp) -> Result<Sequence, Error>;
 
-    /// The topic's retained range. Of a topic nobody wrote to, nothing was dropped: it starts at [`Sequence::FIRST`].
+    /// The topic's retained range. Of a topic nobody wrote to, nothing was dropped: it starts at [`Sequence::FIRST`]. Whatever
+    /// was appended before the topic was last trimmed, on whichever node, lies before the tail: a record may stand for those
+    /// that were dropped.
     ///
     /// # Errors
     /// Storage errors only.

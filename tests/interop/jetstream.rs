@@ -2,7 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, Weak, mpsc},
     time::Duration,
 };
 
@@ -10,14 +10,14 @@ use futures::future::join_all;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
     net::TcpListener,
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinSet,
 };
 use weir::{
     config::{Config, EngineKind},
     log::{
-        Engine, Error, Follow, Health, OpenError, Outcome, Sequence, Space, Topic,
-        jetstream::Jetstream,
+        Engine, Error, Follow, Follower, Health, OpenError, Outcome, Record, Sequence, Space,
+        Topic, jetstream::Jetstream,
     },
     proto::chat::SubscribeRequest,
     telemetry::Metrics,
@@ -134,6 +134,49 @@ async fn keys_trims_and_names_are_shared() {
     let bounds = three.bounds(&room("a.b > * ☂")).await.unwrap();
     assert_eq!(bounds.first, first);
     assert_eq!(bounds.tail, two.bounds(&room("x")).await.unwrap().tail);
+}
+
+/// A follower that does not return from the records it is shown until the sender of `go` is dropped.
+struct Stuck {
+    shown: Notify,
+    go: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Follower for Stuck {
+    fn records(&self, _: Sequence, _: Sequence, records: &[Arc<Record>]) {
+        if !records.is_empty() {
+            self.shown.notify_one();
+            let _ = self.go.lock().unwrap().recv();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_knows_of_a_trim_knows_what_came_before_it() {
+    let nats = Nats::start();
+    let config = config(nats.url());
+    let (one, two) = (open(&config).await, open(&config).await);
+    let (go, wait) = mpsc::channel();
+    let stuck = Arc::new(Stuck {
+        shown: Notify::new(),
+        go: Mutex::new(wait),
+    });
+    let follower: Weak<Stuck> = Arc::downgrade(&stuck);
+    let _follow = two.follow(&room("stuck"), follower).await.unwrap();
+    let topic = room("compacted");
+    let parts = append_all(&one, &topic, &["a", "b"]).await;
+    append_all(&one, &room("stuck"), &["x"]).await;
+    support::soon("the record", stuck.shown.notified()).await;
+    // The one replica drops the parts for the whole, which the other cannot know yet.
+    append_all(&one, &topic, &["ab"]).await;
+    one.trim(&topic, parts[1].next()).await.unwrap();
+    let bounds = two.bounds(&topic).await;
+    assert!(matches!(bounds, Err(Error::Unavailable(_))), "{bounds:?}");
+    drop(go);
+    let bounds = two.bounds(&topic).await.unwrap();
+    assert_eq!(bounds.first, parts[1].next());
+    let page = two.read(&topic, bounds.first, ALL).await.unwrap();
+    assert_eq!(payloads(&page.records), ["ab"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -139,13 +139,10 @@ impl Shared {
 
     pub(super) async fn bounds(&self, topic: &Topic) -> Result<Bounds, Error> {
         self.ready().await?;
-        let first = self.first(topic).await?;
-        let mut tail = self.view.next();
-        if tail < first {
-            // Another replica dropped what this one has not seen.
-            self.reached(first).await?;
-            tail = self.view.next();
-        }
+        let (first, mark) = self.trim_mark(topic).await?;
+        // Another replica may have dropped records for the sake of one that this node has not seen.
+        self.reached(mark.unwrap_or_default().next()).await?;
+        let tail = self.view.next();
         Ok(Bounds { first, tail })
     }
 
