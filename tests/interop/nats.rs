@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::{BufRead as _, BufReader},
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
     thread,
@@ -12,7 +11,7 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::tools::tool;
+use super::{support::server::lasting_address, tools::tool};
 
 /// Settings of a server that takes any record.
 pub(crate) const SETTINGS: &str = "max_payload: 16MB\njetstream { store_dir: \"DIR\" }\n";
@@ -48,7 +47,7 @@ impl Nats {
 
     /// Starts a cluster of three.
     pub(crate) fn cluster() -> Self {
-        let ports = [(); 3].map(|()| free_port());
+        let ports = [(); 3].map(|()| lasting_address().port());
         let routes = ports.map(|port| format!("\"nats://127.0.0.1:{port}\""));
         let routes = routes.join(", ");
         let settings = |(index, port): (usize, u16)| {
@@ -70,7 +69,7 @@ impl Nats {
             fs::write(&file, settings.replace("DIR", own.to_str().unwrap())).unwrap();
             Node {
                 host: host.to_owned(),
-                port: free_port(),
+                port: lasting_address().port(),
                 settings: file,
                 process: None,
             }
@@ -185,9 +184,4 @@ impl Drop for Node {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-    listener.local_addr().unwrap().port()
 }

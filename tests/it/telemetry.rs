@@ -20,7 +20,7 @@ use weir::{
     telemetry::{self, Guard, Metrics, trace},
 };
 
-use crate::otlp::Collector;
+use crate::{otlp::Collector, support::server::lasting_address};
 
 const METHOD: &str = "chat.ChatService/SendMessage";
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
@@ -240,11 +240,7 @@ async fn the_callers_decision_not_to_sample_stands() {
 async fn shutdown_does_not_wait_for_a_collector_that_is_silent_or_gone() {
     // Takes connections and never says a word.
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let gone = {
-        let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        closed.local_addr().unwrap()
-    };
-    for address in [silent.local_addr().unwrap(), gone] {
+    for address in [silent.local_addr().unwrap(), lasting_address()] {
         let settings = settings(LogFormat::Text, format!("http://{address}"));
         let (subscriber, guard) =
             telemetry::subscriber(&settings, "server-07", io::sink, false).unwrap();

@@ -5,6 +5,10 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::Stdio,
+    sync::{
+        LazyLock,
+        atomic::{AtomicU16, Ordering},
+    },
     time::Duration,
 };
 
@@ -286,11 +290,19 @@ pub fn binary() -> PathBuf {
     env!("CARGO_BIN_EXE_weir").into()
 }
 
-/// An address that stays free while nobody listens on it: the kernel gives ports of this range to nobody by itself.
+/// An address that stays free while nobody listens on it: the kernel gives ports of this range to nobody by itself, and this
+/// gives each only once.
 pub fn lasting_address() -> SocketAddr {
-    let at = |_| SocketAddr::from(([127, 0, 0, 1], rand::random_range(12_000..30_000)));
+    const PORTS: std::ops::Range<u16> = 12_000..30_000;
+    static FIRST: LazyLock<u16> = LazyLock::new(|| rand::random_range(0..PORTS.len() as u16));
+    static GIVEN: AtomicU16 = AtomicU16::new(0);
+    let next = |_| {
+        let at = (u32::from(*FIRST) + u32::from(GIVEN.fetch_add(1, Ordering::Relaxed)))
+            % PORTS.len() as u32;
+        SocketAddr::from(([127, 0, 0, 1], PORTS.start + at as u16))
+    };
     (0..1000)
-        .map(at)
+        .map(next)
         .find(|address| std::net::TcpListener::bind(address).is_ok())
         .expect("a free port")
 }
