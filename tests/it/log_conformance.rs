@@ -21,8 +21,8 @@ use weir::{
 };
 
 use super::log_support::{
-    ALL, Feed, Rig, append, append_all, eventually, keyed, payloads, read_all, read_on, record,
-    room, stored,
+    ALL, DEADLINE, Feed, Rig, append, append_all, eventually, keyed, payloads, read_all, read_on,
+    record, room, stored,
 };
 
 suite!(
@@ -697,7 +697,7 @@ fn hub(rig: &Rig) -> Hub {
 }
 
 async fn next_texts(subscription: &mut weir::core::hub::Subscription<Records>) -> Vec<String> {
-    let batch = tokio::time::timeout(Duration::from_secs(20), subscription.next());
+    let batch = tokio::time::timeout(DEADLINE, subscription.next());
     payloads(&batch.await.expect("something new").unwrap().data)
 }
 
@@ -759,7 +759,7 @@ async fn several_topics_are_followed_in_the_order_of_the_log(kind: EngineKind) {
     let mut cursors = vec![merged.cursor()];
     let mut seen = Vec::new();
     while seen.len() < 1 + 2 * BATCHES + BATCHES / 50 {
-        let batch = tokio::time::timeout(Duration::from_secs(20), merged.next());
+        let batch = tokio::time::timeout(DEADLINE, merged.next());
         let batch = batch.await.expect("something new").unwrap();
         seen.extend(batch.iter().map(|(_, record)| record.sequence));
         cursors.push(merged.cursor());

@@ -16,8 +16,8 @@ use weir::{
 };
 
 use super::log_support::{
-    ALL, Feed, append, append_all, copy_dir, eventually, keyed, payloads, read_all, record, room,
-    settings, stored,
+    ALL, DEADLINE, Feed, append, append_all, copy_dir, eventually, keyed, payloads, read_all,
+    record, room, settings, stored,
 };
 
 fn open(config: &config::Log) -> Embedded {
@@ -32,7 +32,7 @@ fn faulty(config: &config::Log) -> (Embedded, Faults, Metrics) {
 
 async fn health_is(engine: &Embedded, wanted: impl Fn(&Health) -> bool) {
     let mut health = engine.health();
-    let reached = tokio::time::timeout(Duration::from_secs(20), health.wait_for(wanted)).await;
+    let reached = tokio::time::timeout(DEADLINE, health.wait_for(wanted)).await;
     assert!(
         reached.is_ok(),
         "health stays {:?}",
@@ -424,9 +424,8 @@ async fn what_a_failed_write_stored_after_all_reaches_live_subscribers() {
     let unknown = unknown.await;
     assert!(matches!(unknown, Err(Error::Unavailable(_))), "{unknown:?}");
     let mut seen = Vec::new();
-    let deadline = Duration::from_secs(20);
     while seen.len() < 2 {
-        let batch = tokio::time::timeout(deadline, live.next()).await.unwrap();
+        let batch = tokio::time::timeout(DEADLINE, live.next()).await.unwrap();
         match batch {
             Ok(batch) => seen.extend(payloads(&batch.data)),
             Err(error) => assert!(matches!(error, Error::Unavailable(_)), "{error}"),

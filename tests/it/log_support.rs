@@ -25,7 +25,7 @@ use weir::{
 use crate::log_engines;
 
 /// How long anything that is bound to happen may take.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Everything there is.
 pub(crate) const ALL: Limit = Limit {

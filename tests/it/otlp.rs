@@ -1,6 +1,6 @@
 //! A collector to test against: takes OTLP over gRPC on a loopback port and keeps what it got.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
@@ -13,6 +13,8 @@ use opentelemetry_proto::tonic::{
 use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, transport::Server};
+
+use crate::support::SOON;
 
 /// A running collector; dropping it ends it.
 pub(crate) struct Collector {
@@ -62,12 +64,12 @@ impl Collector {
     /// The first span named `name`, once it has arrived.
     ///
     /// # Panics
-    /// It does not arrive within ten seconds.
+    /// It does not arrive soon.
     pub(crate) async fn span(&self, name: &str) -> Exported {
         let mut spans = self.spans.clone();
         let named = |all: &[Exported]| all.iter().find(|one| one.span.name == name).cloned();
         let arrived = spans.wait_for(|all| named(all).is_some());
-        let found = tokio::time::timeout(Duration::from_secs(10), arrived).await;
+        let found = tokio::time::timeout(SOON, arrived).await;
         match found {
             Ok(all) => named(&all.unwrap()).unwrap(),
             Err(_) => panic!("no span {name} among {:?}", self.spans()),

@@ -29,7 +29,7 @@ use weir::proto::chat::{
 pub(crate) type Chat = ChatServiceClient<Channel>;
 
 /// How long a test waits for something that should happen soon; reaching it is a failure.
-pub const SOON: Duration = Duration::from_secs(20);
+pub const SOON: Duration = Duration::from_secs(60);
 
 /// Polls `check` until it gives a value.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, check: impl Fn() -> F) -> T {

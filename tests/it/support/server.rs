@@ -334,6 +334,6 @@ pub async fn exchange(address: SocketAddr, request: &[u8]) -> Vec<u8> {
         stream.write_all(request).await?;
         stream.read_to_end(&mut response).await
     };
-    let _ = tokio::time::timeout(Duration::from_secs(5), exchange).await;
+    let _ = tokio::time::timeout(SOON, exchange).await;
     response
 }
