@@ -10,7 +10,7 @@ Builds Weir, starts nats-server and the replicas on free ports of this machine, 
 
   --replicas N  replicas of Weir (1)
   --servers N   servers of NATS, each with a copy of the stream (1)
-  --sync        NATS flushes each message to the disk (sync_interval: always)
+  --sync        NATS flushes each message to the disk (sync_interval: always); give it fewer messages: -- --count 5000
 
 Environment:
   WEIR  another weir binary instead of building one

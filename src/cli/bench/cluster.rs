@@ -30,6 +30,14 @@ const UPLOAD_BATCH: u64 = 128;
 /// How long reading everything may take.
 const CATCH_UP: Duration = Duration::from_secs(120);
 
+/// What each round of a side consists of.
+const STEPS: [&str; 4] = [
+    "publishers that wait",
+    "one stream",
+    "catching up",
+    "deliveries",
+];
+
 /// One round of one side.
 #[derive(Debug, Default)]
 struct Round {
@@ -68,10 +76,19 @@ struct Row {
 pub(super) async fn run(args: &ClusterArgs, json: bool) -> Result<()> {
     let (mut weir, mut nats) = (Vec::new(), Vec::new());
     for round in 1..=args.rounds {
-        report::progress(&format!("round {round} of {}: Weir", args.rounds));
-        weir.push(of_weir(args).await.context("Weir")?);
-        report::progress(&format!("round {round} of {}: NATS", args.rounds));
-        nats.push(of_nats(args).await.context("the bare NATS")?);
+        let step = |side, what| {
+            report::progress(&format!("round {round} of {}: {side}: {what}", args.rounds));
+        };
+        weir.push(
+            of_weir(args, |what| step("Weir", what))
+                .await
+                .context("Weir")?,
+        );
+        nats.push(
+            of_nats(args, |what| step("NATS", what))
+                .await
+                .context("the bare NATS")?,
+        );
     }
     let rows = FIGURES.map(|(figure, of)| {
         let [weir, nats] = [&weir, &nats].map(|side| side.iter().map(of).collect::<Vec<f64>>());
@@ -99,8 +116,9 @@ pub(super) async fn run(args: &ClusterArgs, json: bool) -> Result<()> {
     report::print(&table.render())
 }
 
-async fn of_weir(args: &ClusterArgs) -> Result<Round> {
+async fn of_weir(args: &ClusterArgs, step: impl Fn(&'static str)) -> Result<Round> {
     let mut round = Round::default();
+    step(STEPS[0]);
     let latencies = Arc::new(Mutex::new(histogram()?));
     let shares = args.addr.iter().map(|addr| args.ingest(addr));
     let shares: Vec<_> = shares.collect();
@@ -114,6 +132,7 @@ async fn of_weir(args: &ClusterArgs) -> Result<Round> {
     let appended = appended.await?.iter().sum();
     round.appended(appended, start.elapsed(), &latencies);
 
+    step(STEPS[1]);
     // Another room: what is read back later is what is written here.
     let room = message::fresh_room();
     let start = Instant::now();
@@ -127,19 +146,22 @@ async fn of_weir(args: &ClusterArgs) -> Result<Round> {
     upload.finish().await?;
     round.stream_per_sec = args.count as f64 / start.elapsed().as_secs_f64();
 
+    step(STEPS[2]);
     let start = Instant::now();
     let reading = read_all(args.last(), &room, args.count);
     let read = timeout(CATCH_UP, reading).await;
     read.context("the history did not come in time")??;
     round.catch_up_per_sec = args.count as f64 / start.elapsed().as_secs_f64();
 
+    step(STEPS[3]);
     let (p50, p99) = latency::between(args).await?;
     round.delivered(p50, p99);
     Ok(round)
 }
 
-async fn of_nats(args: &ClusterArgs) -> Result<Round> {
+async fn of_nats(args: &ClusterArgs, step: impl Fn(&'static str)) -> Result<Round> {
     let mut round = Round::default();
+    step(STEPS[0]);
     let bare = Bare::create(&args.nats, args.nats_replicas, args.size).await?;
     let latencies = Arc::new(Mutex::new(histogram()?));
     let start = Instant::now();
@@ -149,14 +171,17 @@ async fn of_nats(args: &ClusterArgs) -> Result<Round> {
     round.appended(appended, start.elapsed(), &latencies);
     bare.delete().await?;
 
+    step(STEPS[1]);
     let bare = Bare::create(&args.nats, args.nats_replicas, args.size).await?;
     let start = Instant::now();
     bare.publish_all(args.count).await?;
     round.stream_per_sec = args.count as f64 / start.elapsed().as_secs_f64();
+    step(STEPS[2]);
     let start = Instant::now();
     bare.read_all(args.count).await?;
     round.catch_up_per_sec = args.count as f64 / start.elapsed().as_secs_f64();
 
+    step(STEPS[3]);
     let timeline = Arc::new(Timeline::new(args.interval(), args.warmup)?);
     bare.deliver(&timeline, timeline.last(args.duration))
         .await?;
