@@ -181,19 +181,22 @@ async fn interruptible(work: impl Future<Output = Result<(), Failure>>) -> Resul
     }
 }
 
-/// Waits for Ctrl-C or SIGTERM and gives the code to exit with; for ever if they cannot be caught, because then they end the
-/// process by themselves.
-async fn interrupt() -> u8 {
+/// Catches Ctrl-C and SIGTERM from here on; the future waits for one and gives the code to exit with, or waits for ever if they
+/// cannot be caught, because then they end the process by themselves.
+fn interrupt() -> impl Future<Output = u8> {
+    // Not at the first poll: what is polled beside it may be far by then.
     let caught = (
         signal(SignalKind::interrupt()),
         signal(SignalKind::terminate()),
     );
-    let (Ok(mut interrupt), Ok(mut terminate)) = caught else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => exit::INTERRUPTED,
-        _ = terminate.recv() => exit::TERMINATED,
+    async {
+        let (Ok(mut interrupt), Ok(mut terminate)) = caught else {
+            return std::future::pending().await;
+        };
+        tokio::select! {
+            _ = interrupt.recv() => exit::INTERRUPTED,
+            _ = terminate.recv() => exit::TERMINATED,
+        }
     }
 }
 
@@ -202,6 +205,14 @@ mod tests {
     use clap::CommandFactory as _;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_signal_is_caught_before_anybody_waits_for_it() {
+        let signalled = interrupt();
+        let this = rustix::process::getpid();
+        rustix::process::kill_process(this, rustix::process::Signal::TERM).unwrap();
+        assert_eq!(signalled.await, exit::TERMINATED);
+    }
 
     fn code_of(args: &[&str]) -> i32 {
         Cli::try_parse_from(args).map_or_else(|error| error.exit_code(), |_| -1)
