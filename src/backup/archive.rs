@@ -2,6 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
+    ops::ControlFlow,
     path::PathBuf,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -9,7 +10,7 @@ use std::{
 use tar::{Builder, Header};
 
 use super::{Error, FORMAT, MANIFEST, Manifest, SUMMARY, Summary, digest::Hashing, files, item};
-use crate::log::embedded::{Export, Item};
+use crate::log::export::{Export, Item};
 
 /// Bytes of an entry of the log's pieces, beyond the last piece.
 const CHUNK_BYTES: usize = 4 * 1024 * 1024;
@@ -17,7 +18,7 @@ const CHUNK_BYTES: usize = 4 * 1024 * 1024;
 /// What goes into an archive.
 pub struct Contents {
     /// The log.
-    pub log: Export,
+    pub log: Box<dyn Export>,
     /// The directory of the files, where they are in one.
     pub files: Option<PathBuf>,
 }
@@ -66,7 +67,7 @@ pub fn write<W: Write>(
     let manifest = serde_json::to_vec_pretty(manifest)
         .map_err(|error| Error::Archive(io::Error::other(error)))?;
     archive.put(MANIFEST, &manifest)?;
-    contents.log.visit(|item| archive.add(&item))?;
+    archive.log(&*contents.log)?;
     archive.end_chunk()?;
     if let Some(root) = &contents.files {
         files::visit(root, |stored| archive.file(stored))?;
@@ -83,6 +84,19 @@ struct Archive<W: Write> {
 }
 
 impl<W: Write> Archive<W> {
+    fn log(&mut self, log: &dyn Export) -> Result<(), Error> {
+        let mut added = Ok(());
+        log.visit(&mut |item| {
+            added = self.add(&item);
+            if added.is_ok() {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        })?;
+        added
+    }
+
     fn add(&mut self, item: &Item<'_>) -> Result<(), Error> {
         self.summary.count(item);
         item::encode(item, &mut self.chunk);

@@ -26,7 +26,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{Contents, Error, Manifest, Summary, write};
-use crate::log::embedded::Exporter;
+use crate::log::export::Exporter;
 
 /// The socket's name in the directory.
 const NAME: &str = "control.sock";
@@ -81,7 +81,7 @@ pub struct Control {
 
 /// What the sessions share.
 struct Giving {
-    exporter: Exporter,
+    exporter: Arc<dyn Exporter>,
     files: Option<PathBuf>,
     permits: Arc<Semaphore>,
     closing: CancellationToken,
@@ -94,7 +94,11 @@ impl Control {
     ///
     /// # Errors
     /// The file system has no sockets, or no room for one.
-    pub fn open(dir: &Path, exporter: Exporter, files: Option<PathBuf>) -> io::Result<Self> {
+    pub fn open(
+        dir: &Path,
+        exporter: Arc<dyn Exporter>,
+        files: Option<PathBuf>,
+    ) -> io::Result<Self> {
         let listener = listen(dir)?;
         let control = Self {
             dir: dir.into(),

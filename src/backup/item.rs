@@ -9,7 +9,7 @@
 use bytes::{Buf as _, BufMut as _};
 
 use super::Error;
-use crate::log::{Sequence, Timestamp, embedded::Item};
+use crate::log::{Sequence, Timestamp, export::Item};
 
 const TOPIC: u8 = b'T';
 const RECORD: u8 = b'R';

@@ -90,11 +90,11 @@ pub fn files_dir(config: &Config) -> Option<PathBuf> {
 }
 
 impl Summary {
-    fn count(&mut self, item: &log::embedded::Item<'_>) {
+    fn count(&mut self, item: &log::export::Item<'_>) {
         match item {
-            log::embedded::Item::Topic { .. } => self.topics += 1,
-            log::embedded::Item::Record { .. } => self.records += 1,
-            log::embedded::Item::Key { .. } => self.keys += 1,
+            log::export::Item::Topic { .. } => self.topics += 1,
+            log::export::Item::Record { .. } => self.records += 1,
+            log::export::Item::Key { .. } => self.keys += 1,
         }
     }
 

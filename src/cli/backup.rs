@@ -15,7 +15,7 @@ use super::{Failure, config::SettingsArgs, notices};
 use crate::{
     backup::{self, Contents, Error, Fetched, Summary},
     config::{self, Config, EngineKind},
-    log::{OpenError, embedded::Export},
+    log::{OpenError, embedded::open_export},
 };
 
 /// What is read or written at once.
@@ -180,7 +180,7 @@ fn take<W: Write>(config: &Config, mut target: W) -> Result<(Summary, W), Failur
             }
             let mut read = || {
                 let contents = Contents {
-                    log: Export::open(dir)?,
+                    log: open_export(dir)?,
                     files: backup::files_dir(config),
                 };
                 let manifest = contents.manifest()?;

@@ -16,6 +16,7 @@ use super::{
     Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, Outcome, Page, Record,
     Sequence, Space, Timestamp, Topic,
     dedupe::{Fingerprint, Known},
+    followers::Followers,
     meters::Meters,
 };
 use crate::{
@@ -52,27 +53,16 @@ pub struct Memory {
     options: Options,
     meters: Meters,
     state: Mutex<State>,
-    /// Held while followers are called, so that they see one topic's calls in order. Taken before `state`.
-    turn: Mutex<()>,
-    followers: Arc<Mutex<Followers>>,
+    /// Locked before `state`, while records are stored and shown.
+    followers: Followers,
     /// See [`Engine::shown`].
     shown: AtomicU64,
-    tokens: AtomicU64,
     health: watch::Sender<Health>,
 }
 
-type Followers = HashMap<Topic, Vec<Following>>;
 type DedupeKey = (Topic, [u8; 16]);
 /// New records of each topic, to be shown to its followers; never empty.
 type News = BTreeMap<Topic, Vec<Arc<Record>>>;
-
-/// One follower of a topic.
-struct Following {
-    token: u64,
-    follower: Weak<dyn Follower>,
-    /// Where its next call begins.
-    next: Sequence,
-}
 
 #[derive(Default)]
 struct State {
@@ -101,10 +91,8 @@ impl Memory {
             meters,
             options,
             state: Mutex::default(),
-            turn: Mutex::default(),
-            followers: Arc::default(),
+            followers: Followers::default(),
             shown: AtomicU64::new(0),
-            tokens: AtomicU64::new(0),
             health: watch::Sender::new(Health::Ready),
         }
     }
@@ -165,32 +153,6 @@ impl Memory {
         news.entry(topic).or_default().push(record);
         Outcome::Stored { sequence, time }
     }
-
-    fn show(&self, topic: &Topic, records: &[Arc<Record>]) {
-        let Some(last) = records.last() else {
-            return;
-        };
-        let next = last.sequence.next();
-        for (follower, from) in self.turns(topic, next) {
-            follower.records(from, next, records);
-        }
-    }
-
-    /// The topic's followers, each with where its call begins; they are noted to have seen everything up to `next`.
-    fn turns(&self, topic: &Topic, next: Sequence) -> Vec<(Arc<dyn Follower>, Sequence)> {
-        let mut followers = lock(&self.followers);
-        let Some(of_topic) = followers.get_mut(topic) else {
-            return Vec::new();
-        };
-        of_topic.retain(|following| following.follower.strong_count() > 0);
-        of_topic
-            .iter_mut()
-            .filter_map(|following| {
-                let from = std::mem::replace(&mut following.next, next);
-                Some((following.follower.upgrade()?, from))
-            })
-            .collect()
-    }
 }
 
 #[async_trait]
@@ -198,19 +160,15 @@ impl Engine for Memory {
     async fn enqueue(&self, batch: Vec<NewRecord>) -> Result<Ack, Error> {
         let queued = Instant::now();
         let (resolve, ack) = Ack::pending();
-        let turn = lock(&self.turn);
+        let mut followers = self.followers.lock();
         let (outcomes, news) = self.store(batch)?;
         for (topic, records) in &news {
-            self.show(topic, records);
+            if let Some(last) = records.last() {
+                followers.show(topic, last.sequence.next(), records);
+            }
         }
-        let last = news
-            .values()
-            .filter_map(|records| records.last())
-            .max_by_key(|record| record.sequence);
-        if let Some(last) = last {
-            self.shown.store(last.sequence.next().0, Ordering::Release);
-        }
-        drop(turn);
+        self.shown.store(self.tail().0, Ordering::Release);
+        drop(followers);
         let append_secs = &self.meters.metrics.append_secs;
         append_secs.observe(queued.elapsed().as_secs_f64());
         // A dropped ack means that nobody asks.
@@ -226,6 +184,19 @@ impl Engine for Memory {
         self.with_log(topic, |log, tail| log.seek(time).unwrap_or(tail))
     }
 
+    fn tail(&self) -> Sequence {
+        lock(&self.state).last.next()
+    }
+
+    async fn newest(
+        &self,
+        topic: &Topic,
+        before: Sequence,
+        limit: Limit,
+    ) -> Result<Vec<Arc<Record>>, Error> {
+        self.with_log(topic, |log, _| log.newest(before, limit))
+    }
+
     async fn bounds(&self, topic: &Topic) -> Result<Bounds, Error> {
         self.with_log(topic, |log, tail| Bounds {
             first: log.first,
@@ -234,23 +205,8 @@ impl Engine for Memory {
     }
 
     async fn follow(&self, topic: &Topic, follower: Weak<dyn Follower>) -> Result<Follow, Error> {
-        let _turn = lock(&self.turn);
-        let tail = self.open_state()?.last.next();
-        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
-        lock(&self.followers)
-            .entry(topic.clone())
-            .or_default()
-            .push(Following {
-                token,
-                follower: follower.clone(),
-                next: tail,
-            });
-        let (followers, topic) = (self.followers.clone(), topic.clone());
-        let follow = Follow::new(move || forget(&mut lock(&followers), &topic, token));
-        if let Some(follower) = follower.upgrade() {
-            follower.records(tail, tail, &[]);
-        }
-        Ok(follow)
+        let tail = || Ok(self.open_state()?.last.next());
+        self.followers.follow(topic, follower, tail)
     }
 
     fn shown(&self) -> Sequence {
@@ -373,6 +329,10 @@ impl Log {
         Ok(page)
     }
 
+    fn newest(&self, before: Sequence, limit: Limit) -> Vec<Arc<Record>> {
+        super::newest_of(self.records.range(..self.position(before)), limit)
+    }
+
     fn seek(&self, time: Timestamp) -> Option<Sequence> {
         let before = self.records.partition_point(|record| record.time < time);
         self.records.get(before).map(|record| record.sequence)
@@ -382,15 +342,6 @@ impl Log {
     fn position(&self, sequence: Sequence) -> usize {
         self.records
             .partition_point(|record| record.sequence < sequence)
-    }
-}
-
-fn forget(followers: &mut Followers, topic: &Topic, token: u64) {
-    if let Some(of_topic) = followers.get_mut(topic) {
-        of_topic.retain(|following| following.token != token);
-        if of_topic.is_empty() {
-            followers.remove(topic);
-        }
     }
 }
 

@@ -20,6 +20,8 @@ mod codec;
 mod dedupe;
 pub mod embedded;
 mod error;
+pub mod export;
+mod followers;
 pub mod jetstream;
 pub mod memory;
 mod meters;
@@ -96,6 +98,33 @@ pub trait Engine: Send + Sync + 'static {
     /// Storage errors only.
     async fn seek(&self, topic: &Topic, time: Timestamp) -> Result<Sequence, Error>;
 
+    /// The log's tail as this node knows it now: everything acknowledged here lies before it and is readable, and a read that
+    /// begins afterwards ends there or later. Where several nodes share the log, others may have written behind it. It never
+    /// waits for a flush, for a lock held over I/O, or for the network; also a closed engine knows it.
+    fn tail(&self) -> Sequence;
+
+    /// The newest retained records of the topic that lie before `before`, up to `limit`, oldest first: there is no other
+    /// retained record between the first of them and `before`. At least one comes back if there is one. To look at the whole
+    /// topic, pass `Sequence(u64::MAX)`.
+    ///
+    /// # Errors
+    /// Storage errors only.
+    async fn newest(
+        &self,
+        topic: &Topic,
+        before: Sequence,
+        limit: Limit,
+    ) -> Result<Vec<Arc<Record>>, Error>;
+
+    /// The topic's last retained record; none when all were dropped, or none was ever written.
+    ///
+    /// # Errors
+    /// Storage errors only.
+    async fn last(&self, topic: &Topic) -> Result<Option<Arc<Record>>, Error> {
+        let newest = self.newest(topic, Sequence(u64::MAX), Limit::ONE).await?;
+        Ok(newest.into_iter().next_back())
+    }
+
     /// The topic's retained range. Of a topic nobody wrote to, nothing was dropped: it starts at [`Sequence::FIRST`]. Whatever
     /// was appended before the topic was last trimmed, on whichever node, lies before the tail: a record may stand for those
     /// that were dropped.
@@ -135,8 +164,8 @@ pub trait Engine: Send + Sync + 'static {
         limit: usize,
     ) -> Result<Vec<Topic>, Error>;
 
-    /// What reads the whole log as it is at one moment, for a backup; none where the storage has means of its own.
-    fn exporter(&self) -> Option<embedded::Exporter> {
+    /// Begins exports of the whole log as it is at one moment, for a backup; none where the storage has means of its own.
+    fn exporter(&self) -> Option<Arc<dyn export::Exporter>> {
         None
     }
 
@@ -206,6 +235,24 @@ fn start_of_read(from: Sequence, first: Sequence, tail: Sequence) -> Result<Sequ
     Ok(from.max(first))
 }
 
+/// The last of `records`, which are in order, up to `limit`.
+fn newest_of<'a>(
+    records: impl DoubleEndedIterator<Item = &'a Arc<Record>>,
+    limit: Limit,
+) -> Vec<Arc<Record>> {
+    let mut newest = Vec::new();
+    let mut bytes = 0;
+    for record in records.rev() {
+        bytes += record.payload.len();
+        newest.push(Arc::clone(record));
+        if newest.len() >= limit.records || bytes >= limit.bytes {
+            break;
+        }
+    }
+    newest.reverse();
+    newest
+}
+
 /// How much one read may return; at least one record comes back if there is one.
 #[derive(Debug, Clone, Copy)]
 pub struct Limit {
@@ -213,6 +260,14 @@ pub struct Limit {
     pub records: usize,
     /// Payload bytes after which no further record is added.
     pub bytes: usize,
+}
+
+impl Limit {
+    /// One record, whatever its size.
+    pub const ONE: Self = Self {
+        records: 1,
+        bytes: 1,
+    };
 }
 
 /// A run of records in sequence order.

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{Read as _, Write as _},
+    ops::ControlFlow,
     os::unix::{fs::PermissionsExt as _, net::UnixListener},
     path::{Path, PathBuf},
     process::Stdio,
@@ -20,7 +21,8 @@ use weir::{
     client::Client,
     log::{
         Engine, Sequence,
-        embedded::{Embedded, Export, Item},
+        embedded::{Embedded, open_export},
+        export::Item,
     },
     telemetry::Metrics,
 };
@@ -249,13 +251,13 @@ async fn what_an_export_still_reads_is_not_trimmed() {
 
     let mut seen = Vec::new();
     export
-        .visit(|item| {
+        .visit(&mut |item| {
             seen.push(match item {
                 Item::Topic { name, .. } => name.to_owned(),
                 Item::Record { sequence, .. } => sequence.to_string(),
                 Item::Key { .. } => "key".to_owned(),
             });
-            Ok::<_, weir::log::Error>(())
+            ControlFlow::Continue(())
         })
         .unwrap();
     assert_eq!(
@@ -291,7 +293,7 @@ async fn small(dir: &Path) -> Vec<u8> {
         fs::write(files.join(&name), bytes).unwrap();
     }
     let contents = backup::Contents {
-        log: Export::open(&log.dir).unwrap(),
+        log: open_export(&log.dir).unwrap(),
         files: Some(files),
     };
     let manifest = contents.manifest().unwrap();

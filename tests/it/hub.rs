@@ -345,6 +345,19 @@ impl Engine for Ears {
         self.inner.seek(topic, time).await
     }
 
+    fn tail(&self) -> Sequence {
+        self.inner.tail()
+    }
+
+    async fn newest(
+        &self,
+        topic: &Topic,
+        before: Sequence,
+        limit: Limit,
+    ) -> Result<Vec<Arc<Record>>, Error> {
+        self.inner.newest(topic, before, limit).await
+    }
+
     async fn bounds(&self, topic: &Topic) -> Result<Bounds, Error> {
         self.inner.bounds(topic).await
     }

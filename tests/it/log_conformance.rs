@@ -43,6 +43,11 @@ suite!(
     a_record_beyond_the_byte_limit_still_comes,
     positions_outside_the_log_are_refused,
     an_unknown_topic_is_empty,
+    tail_is_known_without_waiting,
+    newest_are_found_behind_other_topics,
+    newest_respects_limits_and_before,
+    newest_of_a_trimmed_topic_are_the_retained,
+    last_of_an_emptied_topic_is_none,
     seek_finds_the_first_record_at_or_after_a_time,
     seek_finds_records_between_gaps,
     trim_drops_what_is_before,
@@ -403,6 +408,103 @@ async fn an_unknown_topic_is_empty(kind: EngineKind) {
     rig.engine.trim(&topic, Sequence(10)).await.unwrap();
     let topics = rig.engine.topics(Space::Room, None, 10).await.unwrap();
     assert!(topics.is_empty());
+}
+
+/// The tail lies behind everything acknowledged, is where reads end, and outlives the engine.
+async fn tail_is_known_without_waiting(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("tail");
+    assert_eq!(rig.engine.tail(), Sequence::FIRST);
+    for _ in 0..20 {
+        let last = append_all(&*rig.engine, &topic, &["a", "b"]).await[1];
+        let tail = rig.engine.tail();
+        assert!(tail > last);
+        let bounds = rig.engine.bounds(&room("other")).await.unwrap();
+        assert_eq!(bounds.tail, tail);
+        let feed = Feed::new();
+        let _follow = rig.engine.follow(&topic, feed.weak()).await.unwrap();
+        assert_eq!(feed.start().await, tail);
+    }
+    let tail = rig.engine.tail();
+    rig.engine.close().await;
+    assert_eq!(rig.engine.tail(), tail);
+}
+
+async fn newest_are_found_behind_other_topics(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let (quiet, busy) = (room("quiet"), room("busy"));
+    append_all(&*rig.engine, &quiet, &["a", "b", "c"]).await;
+    for _ in 0..5 {
+        append_all(&*rig.engine, &busy, &["x"; 200]).await;
+    }
+    append_all(&*rig.engine, &quiet, &["d"]).await;
+    append_all(&*rig.engine, &busy, &["y"; 300]).await;
+    let newest = async |topic: &Topic, records| {
+        let limit = Limit {
+            records,
+            bytes: usize::MAX,
+        };
+        let all = Sequence(u64::MAX);
+        let found = rig.engine.newest(topic, all, limit).await;
+        payloads(&found.unwrap())
+    };
+    assert_eq!(newest(&quiet, 1).await, ["d"]);
+    assert_eq!(newest(&quiet, 3).await, ["b", "c", "d"]);
+    assert_eq!(newest(&quiet, 9).await, ["a", "b", "c", "d"]);
+    assert_eq!(newest(&busy, 301).await[..2], ["x", "y"]);
+    assert!(newest(&room("unknown"), 9).await.is_empty());
+    let last = rig.engine.last(&quiet).await.unwrap();
+    assert_eq!(payloads(&last.into_iter().collect::<Vec<_>>()), ["d"]);
+}
+
+async fn newest_respects_limits_and_before(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("newest");
+    let sequences = append_all(&*rig.engine, &topic, &["1234567890"; 50]).await;
+    let newest = async |before, records, bytes| {
+        let limit = Limit { records, bytes };
+        let found = rig.engine.newest(&topic, before, limit).await.unwrap();
+        found.iter().map(|r| r.sequence).collect::<Vec<_>>()
+    };
+    let (tail, all) = (rig.engine.tail(), usize::MAX);
+    assert_eq!(newest(tail, 7, all).await, sequences[43..]);
+    assert_eq!(newest(tail, 0, 0).await, sequences[49..]);
+    assert_eq!(
+        newest(tail, all, 25).await,
+        sequences[47..],
+        "the third passes 25 bytes"
+    );
+    assert_eq!(newest(sequences[20], 5, all).await, sequences[15..20]);
+    assert_eq!(newest(sequences[2], 5, all).await, sequences[..2]);
+    assert!(newest(sequences[0], 5, all).await.is_empty());
+    assert!(newest(Sequence::default(), 5, all).await.is_empty());
+}
+
+async fn newest_of_a_trimmed_topic_are_the_retained(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("trimmed");
+    let sequences = append_all(&*rig.engine, &topic, &["a", "b", "c", "d"]).await;
+    append_all(&*rig.engine, &room("other"), &["x"; 30]).await;
+    rig.engine.trim(&topic, sequences[2]).await.unwrap();
+    let all = Sequence(u64::MAX);
+    let newest = rig.engine.newest(&topic, all, ALL).await.unwrap();
+    assert_eq!(payloads(&newest), ["c", "d"]);
+    let newest = rig.engine.newest(&topic, sequences[2], ALL).await.unwrap();
+    assert!(newest.is_empty());
+}
+
+async fn last_of_an_emptied_topic_is_none(kind: EngineKind) {
+    let rig = Rig::new(kind);
+    let topic = room("emptied");
+    assert!(rig.engine.last(&topic).await.unwrap().is_none());
+    let sequences = append_all(&*rig.engine, &topic, &["a", "b"]).await;
+    let last = rig.engine.last(&topic).await.unwrap().unwrap();
+    assert_eq!(last.sequence, sequences[1]);
+    rig.engine.trim(&topic, sequences[1].next()).await.unwrap();
+    assert!(rig.engine.last(&topic).await.unwrap().is_none());
+    let again = append_all(&*rig.engine, &topic, &["c"]).await[0];
+    let last = rig.engine.last(&topic).await.unwrap().unwrap();
+    assert_eq!(last.sequence, again);
 }
 
 async fn seek_finds_the_first_record_at_or_after_a_time(kind: EngineKind) {

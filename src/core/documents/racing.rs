@@ -78,6 +78,20 @@ impl Engine for Racing {
         self.inner.seek(topic, time).await
     }
 
+    fn tail(&self) -> Sequence {
+        self.inner.tail()
+    }
+
+    async fn newest(
+        &self,
+        topic: &Topic,
+        before: Sequence,
+        limit: Limit,
+    ) -> Result<Vec<Arc<Record>>, log::Error> {
+        self.race().await;
+        self.inner.newest(topic, before, limit).await
+    }
+
     async fn bounds(&self, topic: &Topic) -> Result<Bounds, log::Error> {
         self.race().await;
         self.inner.bounds(topic).await

@@ -276,6 +276,7 @@ impl Committer {
             return;
         }
         self.next = next;
+        self.shared.reached(next.sequence);
         let metrics = &self.shared.meters.metrics;
         metrics.deduplicated.inc_by(planned.repeated);
         if planned.records > 0 {
@@ -501,6 +502,7 @@ impl Committer {
             self.followers.skip_to(next.sequence);
         }
         self.next = next;
+        self.shared.reached(next.sequence);
         self.cache.clear();
         self.store = Some(store.clone());
         self.shared.set_store(store);

@@ -4,7 +4,11 @@
 //! memory for it. So nothing is dropped while an export runs ([`Hold`]), and each page is read from a short view of its own:
 //! what lies before the tail cannot change then.
 
-use std::{path::Path, sync::Arc, sync::mpsc};
+use std::{
+    ops::ControlFlow,
+    path::Path,
+    sync::{Arc, mpsc},
+};
 
 use tokio::sync::oneshot;
 
@@ -16,7 +20,10 @@ use super::{
     shared::Shared,
     store::Store,
 };
-use crate::log::{Error, Health, OpenError, Sequence, Space, Timestamp, Topic};
+use crate::log::{
+    Error, Health, OpenError, Sequence, Space, Topic,
+    export::{Export, Exporter, Item, Size},
+};
 
 /// Topics looked up at a time.
 const TOPICS_PAGE: usize = 256;
@@ -27,63 +34,28 @@ const KEYS_PAGE: usize = 16 * 1024;
 /// Memory for reading a log that no process has open.
 const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// One piece of a log. After its topic come the topic's records in order, then its idempotency keys.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Item<'a> {
-    /// A topic that was written to.
-    Topic {
-        /// Its space.
-        space: Space,
-        /// Its name in the space.
-        name: &'a str,
-        /// See [`crate::log::Bounds::first`].
-        first: Sequence,
-    },
-    /// A record of the topic.
-    Record {
-        /// Its position.
-        sequence: Sequence,
-        /// As [`crate::log::encode`] writes it.
-        stored: &'a [u8],
-    },
-    /// What an idempotency key was used for in the topic.
-    Key {
-        /// The hash of publisher and key.
-        hash: [u8; 16],
-        /// The record it stands for.
-        sequence: Sequence,
-        /// When that was appended.
-        time: Timestamp,
-        /// The hash of that record's content.
-        content: [u8; 16],
-    },
-}
-
-/// Starts exports of a running log. Cheap to clone.
-#[derive(Clone)]
-pub struct Exporter {
+/// Begins exports of a running log.
+pub(super) struct Exports {
     commands: mpsc::Sender<Command>,
 }
 
-impl Exporter {
+impl Exports {
     pub(super) const fn new(commands: mpsc::Sender<Command>) -> Self {
         Self { commands }
     }
+}
 
-    /// Begins an export of everything that is durable now. Blocks until the commit under way is done.
-    ///
-    /// # Errors
-    /// [`Error::Full`]: dropping what is old must go on. [`Error::Closed`] and [`Error::Unavailable`] as for a read.
-    pub fn begin(&self) -> Result<Export, Error> {
+impl Exporter for Exports {
+    fn begin(&self) -> Result<Box<dyn Export>, Error> {
         let (done, answer) = oneshot::channel();
         self.commands
             .send(Command::Hold { done })
             .map_err(|_| Error::Closed)?;
         let (hold, next) = answer.blocking_recv().unwrap_or(Err(Error::Closed))?;
-        Ok(Export {
+        Ok(Box::new(Snapshot {
             source: Source::Running(hold),
             next,
-        })
+        }))
     }
 }
 
@@ -103,8 +75,8 @@ impl Drop for Hold {
     }
 }
 
-/// The log at one position. While it lives, the running log drops no record; the disk has to hold them.
-pub struct Export {
+/// The log at one position.
+struct Snapshot {
     source: Source,
     /// What was given out next when it began.
     next: Next,
@@ -119,50 +91,58 @@ enum Source {
     },
 }
 
-/// What an export holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Size {
-    /// Topics ever written to.
-    pub topics: u64,
-    /// Bytes of stored records.
-    pub bytes: u64,
+/// The log in `dir`, which no process has open; it stays closed to others until the export is dropped.
+///
+/// # Errors
+/// See [`OpenError`]; [`OpenError::InUse`] when a process has it open.
+pub fn open_export(dir: &Path) -> Result<Box<dyn Export>, OpenError> {
+    let unusable = |cause| OpenError::Directory {
+        path: dir.into(),
+        cause,
+    };
+    // Opening would make one.
+    std::fs::metadata(dir.join("db")).map_err(unusable)?;
+    let lock = DirLock::acquire(dir)?;
+    let store = Store::open(dir, CACHE_BYTES)?;
+    let next = store.next().map_err(|error| OpenError::Storage {
+        path: dir.into(),
+        cause: error.to_string(),
+    })?;
+    Ok(Box::new(Snapshot {
+        source: Source::Stopped { store, _lock: lock },
+        next,
+    }))
 }
 
-impl Export {
-    /// The log in `dir`, which no process has open; it stays closed to others until the export is dropped.
-    ///
-    /// # Errors
-    /// See [`OpenError`]; [`OpenError::InUse`] when a process has it open.
-    pub fn open(dir: &Path) -> Result<Self, OpenError> {
-        let unusable = |cause| OpenError::Directory {
-            path: dir.into(),
-            cause,
-        };
-        // Opening would make one.
-        std::fs::metadata(dir.join("db")).map_err(unusable)?;
-        let lock = DirLock::acquire(dir)?;
-        let store = Store::open(dir, CACHE_BYTES)?;
-        let next = store.next().map_err(|error| OpenError::Storage {
-            path: dir.into(),
-            cause: error.to_string(),
-        })?;
-        Ok(Self {
-            source: Source::Stopped { store, _lock: lock },
-            next,
-        })
-    }
+/// Why showing the pieces ended early.
+enum Ended {
+    /// The caller has seen enough.
+    Broken,
+    Failed(Error),
+}
 
-    /// The first position that is not part of it.
-    #[must_use]
-    pub const fn tail(&self) -> Sequence {
+impl From<Error> for Ended {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+type Show<'a> = dyn FnMut(Item<'_>) -> ControlFlow<()> + 'a;
+
+/// Shows a piece.
+fn shown(show: &mut Show<'_>, item: Item<'_>) -> Result<(), Ended> {
+    if show(item).is_break() {
+        return Err(Ended::Broken);
+    }
+    Ok(())
+}
+
+impl Export for Snapshot {
+    fn tail(&self) -> Sequence {
         self.next.sequence
     }
 
-    /// How much it holds; looks at the ends of every topic.
-    ///
-    /// # Errors
-    /// As [`Self::visit`].
-    pub fn size(&self) -> Result<Size, Error> {
+    fn size(&self) -> Result<Size, Error> {
         let mut size = Size::default();
         self.topics(|topic, _| {
             size.topics += 1;
@@ -172,26 +152,25 @@ impl Export {
         Ok(size)
     }
 
-    /// Shows every piece to `show`, reading at most a page ahead. Blocks.
-    ///
-    /// # Errors
-    /// The first error of `show`; [`Error::Full`] when the disk runs full, as what is held back has to go then;
-    /// [`Error::Closed`] when the log closes; what reading reports.
-    pub fn visit<E: From<Error>>(
-        &self,
-        mut show: impl FnMut(Item<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
-        self.topics(|topic, entry| {
-            show(Item::Topic {
+    fn visit(&self, show: &mut Show<'_>) -> Result<(), Error> {
+        let ended = self.topics(|topic, entry| {
+            let topic = Item::Topic {
                 space: topic.space(),
                 name: topic.name(),
                 first: entry.first,
-            })?;
-            self.records(entry, &mut show)?;
-            self.keys(entry, &mut show)
-        })
+            };
+            shown(show, topic)?;
+            self.records(entry, show)?;
+            self.keys(entry, show)
+        });
+        match ended {
+            Ok(()) | Err(Ended::Broken) => Ok(()),
+            Err(Ended::Failed(error)) => Err(error),
+        }
     }
+}
 
+impl Snapshot {
     fn topics<E: From<Error>>(
         &self,
         mut show: impl FnMut(&Topic, TopicEntry) -> Result<(), E>,
@@ -216,11 +195,7 @@ impl Export {
         Ok(())
     }
 
-    fn records<E: From<Error>>(
-        &self,
-        entry: TopicEntry,
-        show: &mut impl FnMut(Item<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn records(&self, entry: TopicEntry, show: &mut Show<'_>) -> Result<(), Ended> {
         let mut from = entry.first;
         loop {
             let page = self.read(|store| store.stored(entry.id, from..self.tail(), PAGE_BYTES))?;
@@ -229,19 +204,16 @@ impl Export {
             };
             from = last.next();
             for (sequence, value) in &page {
-                show(Item::Record {
+                let record = Item::Record {
                     sequence: *sequence,
                     stored: layout::stored_of(value)?,
-                })?;
+                };
+                shown(show, record)?;
             }
         }
     }
 
-    fn keys<E: From<Error>>(
-        &self,
-        entry: TopicEntry,
-        show: &mut impl FnMut(Item<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    fn keys(&self, entry: TopicEntry, show: &mut Show<'_>) -> Result<(), Ended> {
         let mut after = None;
         loop {
             let page = self.read(|store| store.keys_of(entry.id, after, KEYS_PAGE))?;
@@ -254,12 +226,13 @@ impl Export {
                 if known.sequence >= self.tail() {
                     continue;
                 }
-                show(Item::Key {
+                let key = Item::Key {
                     hash,
                     sequence: known.sequence,
                     time: known.time,
                     content: known.content,
-                })?;
+                };
+                shown(show, key)?;
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Writing a log from the pieces of an [`Export`](super::Export), into a directory that holds none.
+//! Writing a log from the pieces of an [`Export`](crate::log::export::Export), into a directory that holds none.
 
 use std::{
     fs,
@@ -9,12 +9,13 @@ use bytes::Bytes;
 use fjall::{OwnedWriteBatch, PersistMode, UserKey, UserValue};
 
 use super::{
-    Item,
     disk::{self, DirLock},
     layout::{self, TopicEntry},
     store::Store,
 };
-use crate::log::{Error, OpenError, Sequence, Timestamp, Topic, decode, dedupe::Known};
+use crate::log::{
+    Error, OpenError, Sequence, Timestamp, Topic, decode, dedupe::Known, export::Item,
+};
 
 /// Bytes written at once, beyond the last piece.
 const BATCH_BYTES: usize = 4 * 1024 * 1024;

@@ -22,7 +22,7 @@ mod state;
 mod store;
 mod upkeep;
 
-pub use export::{Export, Exporter, Item, Size};
+pub use export::open_export;
 pub use faults::Faults;
 pub use import::{Import, Restoring};
 
@@ -42,13 +42,14 @@ use tokio::sync::{oneshot, watch};
 use self::{
     committer::{Append, Command, Committer, Start},
     disk::DirLock,
+    export::Exports,
     shared::Shared,
     store::Store,
     upkeep::Upkeep,
 };
 use super::{
     Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, OpenError, Page,
-    Sequence, Space, Timestamp, Topic, dedupe::Fingerprint,
+    Record, Sequence, Space, Timestamp, Topic, dedupe::Fingerprint, export::Exporter,
 };
 use crate::{config, telemetry::Metrics};
 
@@ -98,7 +99,13 @@ impl Embedded {
         };
         let next = store.next().map_err(|error| failed(error.to_string()))?;
         let queue_bytes = crate::log::queue_bytes(config);
-        let shared = Arc::new(Shared::new(metrics, queue_bytes, store.clone(), lock));
+        let shared = Arc::new(Shared::new(
+            metrics,
+            queue_bytes,
+            store.clone(),
+            lock,
+            next.sequence,
+        ));
         let (sender, commands) = mpsc::channel();
         let (stop, stopped) = mpsc::channel();
         let start = Start {
@@ -198,6 +205,21 @@ impl Engine for Embedded {
         self.on_disk(move |store| store.seek(&topic, time)).await
     }
 
+    fn tail(&self) -> Sequence {
+        self.shared.tail()
+    }
+
+    async fn newest(
+        &self,
+        topic: &Topic,
+        before: Sequence,
+        limit: Limit,
+    ) -> Result<Vec<Arc<Record>>, Error> {
+        let topic = topic.clone();
+        self.on_disk(move |store| store.newest(&topic, before, limit))
+            .await
+    }
+
     async fn bounds(&self, topic: &Topic) -> Result<Bounds, Error> {
         let topic = topic.clone();
         self.on_disk(move |store| store.bounds(&topic)).await
@@ -258,8 +280,8 @@ impl Engine for Embedded {
             .await
     }
 
-    fn exporter(&self) -> Option<Exporter> {
-        Some(Exporter::new(self.commands.clone()))
+    fn exporter(&self) -> Option<Arc<dyn Exporter>> {
+        Some(Arc::new(Exports::new(self.commands.clone())))
     }
 
     fn health(&self) -> watch::Receiver<Health> {

@@ -20,6 +20,8 @@ pub(super) struct Shared {
     pub(super) queue: Semaphore,
     pub(super) health: watch::Sender<Health>,
     pub(super) meters: Meters,
+    /// See [`crate::log::Engine::tail`].
+    tail: AtomicU64,
     /// See [`crate::log::Engine::shown`].
     shown: AtomicU64,
     /// Exports under way.
@@ -42,6 +44,7 @@ impl Shared {
         queue_bytes: usize,
         store: Arc<Store>,
         dir: DirLock,
+        tail: Sequence,
     ) -> Self {
         let meters = Meters::new(metrics);
         meters.health(&Health::Ready);
@@ -51,11 +54,21 @@ impl Shared {
             queue: Semaphore::new(queue_bytes),
             health: watch::Sender::new(Health::Ready),
             meters,
+            tail: AtomicU64::new(tail.0),
             shown: AtomicU64::new(0),
             holds: AtomicUsize::new(0),
             is_closing: AtomicBool::new(false),
             has_panicked: AtomicBool::new(false),
         }
+    }
+
+    /// Notes that everything before `tail` is durable and readable.
+    pub(super) fn reached(&self, tail: Sequence) {
+        self.tail.store(tail.0, Ordering::Release);
+    }
+
+    pub(super) fn tail(&self) -> Sequence {
+        Sequence(self.tail.load(Ordering::Acquire))
     }
 
     /// Notes that followers were shown everything before `next`.

@@ -21,7 +21,7 @@ use super::{
     plan::Next,
 };
 use crate::log::{
-    Bounds, Error, Limit, OpenError, Page, Sequence, Space, Timestamp, Topic, dedupe::Known,
+    Bounds, Error, Limit, OpenError, Page, Record, Sequence, Space, Timestamp, Topic, dedupe::Known,
 };
 
 /// Memory for unwritten records; at most [`MAX_SEALED`] more of them wait for the disk.
@@ -238,6 +238,33 @@ impl Store {
         };
         view.fill(entry.id, limit, &mut page)?;
         Ok(page)
+    }
+
+    /// The topic's newest records that lie before `before`, oldest first.
+    pub(super) fn newest(
+        &self,
+        topic: &Topic,
+        before: Sequence,
+        limit: Limit,
+    ) -> Result<Vec<Arc<Record>>, Error> {
+        let view = self.view();
+        let Some(entry) = view.topic(topic)? else {
+            return Ok(Vec::new());
+        };
+        let before = before.min(view.tail()?);
+        let mut newest = Vec::new();
+        let mut bytes = 0;
+        for guard in view.range(entry.id, entry.first, before).rev() {
+            let (key, value) = guard.into_inner().map_err(failed_read)?;
+            let record = layout::decode_record(layout::sequence_of(&key)?, &value)?;
+            bytes += record.payload.len();
+            newest.push(Arc::new(record));
+            if newest.len() >= limit.records || bytes >= limit.bytes {
+                break;
+            }
+        }
+        newest.reverse();
+        Ok(newest)
     }
 
     pub(super) fn seek(&self, topic: &Topic, time: Timestamp) -> Result<Sequence, Error> {

@@ -3,7 +3,7 @@
 use tokio::time::Instant;
 
 use super::{
-    api::{PAGE, PAGE_BYTES, UpTo},
+    api::{PAGE, PAGE_BYTES},
     shared::Shared,
     subject::Subject,
     view::Found,
@@ -45,7 +45,7 @@ impl Shared {
     }
 
     /// Reads from the stream what lies before `tail`.
-    async fn read_older(
+    pub(super) async fn read_older(
         &self,
         topic: &Topic,
         from: Sequence,
@@ -170,6 +170,7 @@ impl Shared {
         let Some(last) = self.last_before(topic, before).await? else {
             return Ok(0);
         };
+        let last = last.sequence;
         let subject = self.api.subjects.trim(topic);
         for _ in 0..TRIES {
             let (first, mark) = self.trim_mark(topic).await?;
@@ -192,37 +193,6 @@ impl Shared {
         Err(Error::Unavailable(format!(
             "others trim {topic} at the same time"
         )))
-    }
-
-    /// The topic's last record before `before`.
-    async fn last_before(
-        &self,
-        topic: &Topic,
-        before: Sequence,
-    ) -> Result<Option<Sequence>, Error> {
-        let (in_memory, recent) = self.view.last_before(topic, before);
-        if in_memory.is_some() {
-            return Ok(in_memory);
-        }
-        let older = Sequence(before.min(recent).0.saturating_sub(1));
-        if older == Sequence::default() {
-            return Ok(None);
-        }
-        let subject = self.api.subjects.log(topic);
-        let deadline = Instant::now() + self.api.stream.timeout;
-        loop {
-            let up_to = UpTo::Sequence(older);
-            let found = self.api.last_of_each(&[&subject], up_to).await?;
-            let last = found.first().map(|entry| entry.sequence);
-            if self.api.stream.is_single {
-                return Ok(last);
-            }
-            let after = last.unwrap_or_default().next();
-            match self.api.next_after(&subject, after).await? {
-                Some(missed) if missed <= older => self.api.pause(deadline).await?,
-                _ => return Ok(last),
-            }
-        }
     }
 
     pub(super) async fn topics(

@@ -21,6 +21,7 @@ mod committer;
 mod connect;
 mod feed;
 mod history;
+mod newest;
 mod shared;
 mod subject;
 mod upkeep;
@@ -28,10 +29,7 @@ mod view;
 mod wire;
 
 use std::{
-    sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::Instant,
 };
 
@@ -48,7 +46,7 @@ use self::{
 };
 use super::{
     Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, OpenError, Outcome,
-    Page, Sequence, Space, Timestamp, Topic, meters::Meters,
+    Page, Record, Sequence, Space, Timestamp, Topic, meters::Meters,
 };
 use crate::{config::Config, nats::Nats, telemetry::Metrics};
 
@@ -57,7 +55,6 @@ use crate::{config::Config, nats::Nats, telemetry::Metrics};
 pub struct Jetstream {
     shared: Arc<Shared>,
     queue_bytes: usize,
-    tokens: AtomicU64,
     /// Gone once the engine is closed.
     appends: Mutex<Option<mpsc::UnboundedSender<Append>>>,
     committer: TaskTracker,
@@ -92,7 +89,6 @@ impl Jetstream {
         Ok(Self {
             shared,
             queue_bytes,
-            tokens: AtomicU64::new(0),
             appends: Mutex::new(Some(sender)),
             committer,
         })
@@ -174,6 +170,20 @@ impl Engine for Jetstream {
         self.shared.seek(topic, time).await
     }
 
+    fn tail(&self) -> Sequence {
+        self.shared.view.next()
+    }
+
+    async fn newest(
+        &self,
+        topic: &Topic,
+        before: Sequence,
+        limit: Limit,
+    ) -> Result<Vec<Arc<Record>>, Error> {
+        self.check_open()?;
+        self.shared.newest(topic, before, limit).await
+    }
+
     async fn bounds(&self, topic: &Topic) -> Result<Bounds, Error> {
         self.check_open()?;
         self.shared.bounds(topic).await
@@ -181,10 +191,7 @@ impl Engine for Jetstream {
 
     async fn follow(&self, topic: &Topic, follower: Weak<dyn Follower>) -> Result<Follow, Error> {
         self.check_open()?;
-        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
-        self.shared.view.follow(topic, token, follower);
-        let (shared, topic) = (self.shared.clone(), topic.clone());
-        Ok(Follow::new(move || shared.view.unfollow(&topic, token)))
+        self.shared.view.follow(topic, follower)
     }
 
     fn shown(&self) -> Sequence {

@@ -18,14 +18,17 @@ use std::{
 use tokio::sync::watch;
 
 use super::wire::{Content, Entry};
-use crate::log::{Error, Follower, Limit, Page, Record, Sequence, Timestamp, Topic};
+use crate::log::{
+    Error, Follow, Follower, Limit, Page, Record, Sequence, Timestamp, Topic,
+    followers::{Followers, Table},
+};
 
 /// Positions whose time is remembered for acknowledgements.
 const TIMES: usize = 65_536;
 
 pub(super) struct View {
-    /// Held while followers are called, so that they see one topic's calls in order. Taken before `state`.
-    turn: Mutex<()>,
+    /// Locked before `state`, while the view advances and shows what is new.
+    followers: Followers,
     state: Mutex<State>,
     /// The position before which every record was shown to its topic's followers.
     shown: watch::Sender<Sequence>,
@@ -41,7 +44,6 @@ struct State {
     bytes: usize,
     max_bytes: usize,
     times: VecDeque<(Sequence, Timestamp)>,
-    followers: HashMap<Topic, Vec<Following>>,
 }
 
 /// One message held in memory, in the order of the log.
@@ -49,14 +51,6 @@ struct Held {
     sequence: Sequence,
     topic: Option<Topic>,
     bytes: usize,
-}
-
-/// One follower of a topic.
-struct Following {
-    token: u64,
-    follower: Weak<dyn Follower>,
-    /// Where its next call begins.
-    next: Sequence,
 }
 
 /// What memory has for a reader.
@@ -73,7 +67,7 @@ impl View {
     /// A view that begins at `next`.
     pub(super) fn new(next: Sequence, max_bytes: usize) -> Self {
         Self {
-            turn: Mutex::default(),
+            followers: Followers::default(),
             state: Mutex::new(State {
                 next,
                 recent: next,
@@ -83,7 +77,6 @@ impl View {
                 bytes: 0,
                 max_bytes,
                 times: VecDeque::new(),
-                followers: HashMap::new(),
             }),
             shown: watch::Sender::new(next),
         }
@@ -91,10 +84,6 @@ impl View {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn next(&self) -> Sequence {
@@ -119,76 +108,53 @@ impl View {
 
     /// Takes in `entries`, which are all there is up to `next`, and shows them to followers.
     pub(super) fn advance(&self, entries: Vec<Entry>, next: Sequence) {
-        let _turn = self.turn();
+        let mut followers = self.followers.lock();
         let mut state = self.lock();
         if next <= state.next {
             return;
         }
-        let mut news = BTreeMap::<Topic, Vec<Arc<Record>>>::new();
+        let mut news = News::new();
         for entry in entries {
             if entry.sequence >= state.next {
-                state.hold(entry, &mut news);
+                state.hold(entry, &mut news, &followers);
             }
         }
         state.next = next;
         state.evict();
-        let calls = state.calls(&news);
         drop(state);
-        for (follower, from, topic_next, records) in calls {
-            follower.records(from, topic_next, &records);
+        for (topic, records) in news {
+            if let Some(last) = records.last() {
+                followers.show(&topic, last.sequence.next(), &records);
+            }
         }
         self.shown.send_replace(next);
     }
 
     /// Goes on at `next` without what lies between; every follower is told that it missed something.
     pub(super) fn jump(&self, next: Sequence) {
-        let _turn = self.turn();
+        let mut followers = self.followers.lock();
         let mut state = self.lock();
         if next <= state.next {
             return;
         }
         state.next = next;
         state.forget_all();
-        let followers = state.followers.values_mut().flatten();
-        let told: Vec<_> = followers
-            .filter_map(|following| {
-                following.next = next;
-                following.follower.upgrade()
-            })
-            .collect();
         drop(state);
-        for follower in told {
-            follower.records(next, next, &[]);
-        }
+        followers.skip_to(next);
         self.shown.send_replace(next);
     }
 
     /// Adds a follower and tells it where its feed begins.
-    pub(super) fn follow(&self, topic: &Topic, token: u64, follower: Weak<dyn Follower>) {
-        let _turn = self.turn();
-        let mut state = self.lock();
-        let next = state.next;
-        let begun = follower.upgrade();
-        let of_topic = state.followers.entry(topic.clone()).or_default();
-        of_topic.push(Following {
-            token,
-            follower,
-            next,
-        });
-        drop(state);
-        if let Some(follower) = begun {
-            follower.records(next, next, &[]);
-        }
-    }
-
-    pub(super) fn unfollow(&self, topic: &Topic, token: u64) {
-        let mut state = self.lock();
-        if let Some(of_topic) = state.followers.get_mut(topic) {
-            of_topic.retain(|following| following.token != token);
-            if of_topic.is_empty() {
-                state.followers.remove(topic);
-            }
-        }
+    ///
+    /// # Errors
+    /// None of its own.
+    pub(super) fn follow(
+        &self,
+        topic: &Topic,
+        follower: Weak<dyn Follower>,
+    ) -> Result<Follow, Error> {
+        let tail = || Ok(self.next());
+        self.followers.follow(topic, follower, tail)
     }
 
     /// Reads from memory, where it holds everything from `from` on.
@@ -224,26 +190,27 @@ impl View {
         Ok(Found::Page(page))
     }
 
-    /// The topic's last record before `before` in memory, and where memory begins.
-    pub(super) fn last_before(
+    /// The topic's newest records before `before` in memory, up to `limit`, and where memory begins.
+    pub(super) fn newest(
         &self,
         topic: &Topic,
         before: Sequence,
-    ) -> (Option<Sequence>, Sequence) {
+        limit: Limit,
+    ) -> (Vec<Arc<Record>>, Sequence) {
         let state = self.lock();
-        let found = state.topics.get(topic).and_then(|records| {
-            let index = records.partition_point(|record| record.sequence < before);
-            records.get(index.checked_sub(1)?)
+        let newest = state.topics.get(topic).map(|records| {
+            let end = records.partition_point(|record| record.sequence < before);
+            crate::log::newest_of(records.range(..end), limit)
         });
-        (found.map(|record| record.sequence), state.recent)
+        (newest.unwrap_or_default(), state.recent)
     }
 }
 
-/// One call of a follower: itself, from, next, records.
-type Call = (Arc<dyn Follower>, Sequence, Sequence, Vec<Arc<Record>>);
+/// New records of topics that are followed.
+type News = BTreeMap<Topic, Vec<Arc<Record>>>;
 
 impl State {
-    fn hold(&mut self, entry: Entry, news: &mut BTreeMap<Topic, Vec<Arc<Record>>>) {
+    fn hold(&mut self, entry: Entry, news: &mut News, followers: &Table) {
         let Entry {
             sequence,
             time,
@@ -265,7 +232,9 @@ impl State {
                 held.topic = Some(topic.clone());
                 let of_topic = self.topics.entry(topic.clone()).or_default();
                 of_topic.push_back(record.clone());
-                news.entry(topic).or_default().push(record);
+                if followers.has(&topic) {
+                    news.entry(topic).or_default().push(record);
+                }
             }
             Content::Trim(topic, first) => {
                 if let Some(records) = self.topics.get_mut(&topic) {
@@ -325,25 +294,5 @@ impl State {
         self.order.clear();
         self.bytes = 0;
         self.recent = self.next;
-    }
-
-    /// Whom to call with what; each is noted to have seen it.
-    fn calls(&mut self, news: &BTreeMap<Topic, Vec<Arc<Record>>>) -> Vec<Call> {
-        let mut calls = Vec::new();
-        for (topic, records) in news {
-            let (Some(of_topic), Some(last)) = (self.followers.get_mut(topic), records.last())
-            else {
-                continue;
-            };
-            of_topic.retain(|following| following.follower.strong_count() > 0);
-            for following in of_topic {
-                let next = last.sequence.next();
-                let from = std::mem::replace(&mut following.next, next);
-                if let Some(follower) = following.follower.upgrade() {
-                    calls.push((follower, from, next, records.clone()));
-                }
-            }
-        }
-        calls
     }
 }
