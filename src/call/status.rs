@@ -110,6 +110,9 @@ fn details(error: &Error) -> ErrorDetails {
         Error::Limit { what, limit } => {
             details.add_quota_failure_violation(*what, format!("at most {limit}"));
         }
+        Error::Log(log::Error::Topics { limit }) => {
+            details.add_quota_failure_violation("topics", format!("at most {limit}"));
+        }
         Error::Log(log::Error::Full) => {
             details.add_quota_failure_violation("disk", "the log's storage is full");
         }

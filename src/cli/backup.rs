@@ -11,10 +11,14 @@ use std::{
 use clap::Args;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 
-use super::{Failure, config::SettingsArgs, notices};
+use super::{
+    Failure,
+    directory::{Directory, blocking},
+    notices,
+};
 use crate::{
     backup::{self, Contents, Error, Fetched, Summary},
-    config::{self, Config, EngineKind},
+    config::Config,
     log::{OpenError, embedded::open_export},
 };
 
@@ -42,43 +46,6 @@ Examples:
 The directory must not exist or be empty. The log comes back with the same sequences, times and idempotency keys, so \
 clients resume from their positions. An archive that is damaged or incomplete is refused and leaves nothing; after a restore \
 that was killed the server does not start there until it is run again.";
-
-/// Which directory.
-#[derive(Debug, Args)]
-struct Directory {
-    /// The data directory [default: `log.dir` of the settings].
-    #[arg(long, value_name = "DIR")]
-    dir: Option<PathBuf>,
-    #[command(flatten)]
-    settings: SettingsArgs,
-}
-
-impl Directory {
-    /// The settings, with the directory in its place.
-    fn resolve(self) -> Result<Config, Failure> {
-        let loaded = config::load(&self.settings.sources())
-            .map_err(|problems| Failure::usage(format!("the settings are wrong:\n{problems}")))?;
-        let mut config = loaded.config;
-        match self.dir {
-            // A directory that is named is that of an embedded log.
-            Some(dir) => config.log.dir = dir,
-            None => check_engine(config.log.engine)?,
-        }
-        Ok(config)
-    }
-}
-
-fn check_engine(engine: EngineKind) -> Result<(), Failure> {
-    match engine {
-        EngineKind::Embedded => Ok(()),
-        EngineKind::Jetstream => Err(Failure::usage(
-            "the log is on NATS JetStream: use `nats stream backup` and `nats stream restore` for its stream",
-        )),
-        EngineKind::Memory => Err(Failure::usage(
-            "the log is in memory: there is nothing to back up; use the embedded engine",
-        )),
-    }
-}
 
 /// Write the log and its files into an archive, while the server runs.
 #[derive(Debug, Args)]
@@ -172,12 +139,6 @@ fn take<W: Write>(config: &Config, mut target: W) -> Result<(Summary, W), Failur
     let summary = match fetched {
         Fetched::Whole(summary) => summary,
         Fetched::Nobody => {
-            if !dir.join("db").exists() {
-                return Err(Failure::failed(format!(
-                    "there is no log in {}",
-                    dir.display()
-                )));
-            }
             let mut read = || {
                 let contents = Contents {
                     log: open_export(dir)?,
@@ -194,16 +155,6 @@ fn take<W: Write>(config: &Config, mut target: W) -> Result<(Summary, W), Failur
     // Whoever wrote the archive flushed it.
     drop(out);
     Ok((summary, target))
-}
-
-/// Runs what blocks beside the signals.
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(done) => done,
-        Err(error) => Err(Failure::failed(error.to_string())),
-    }
 }
 
 fn failed(error: &Error) -> Failure {

@@ -9,6 +9,7 @@ mod chat;
 mod collect;
 pub mod config;
 mod data;
+mod directory;
 mod doc;
 mod events;
 mod failure;
@@ -19,6 +20,7 @@ mod format;
 mod health;
 mod input;
 mod instances;
+mod log;
 mod notices;
 mod notify;
 mod process;
@@ -86,6 +88,8 @@ enum Command {
     Instances(instances::InstancesArgs),
     Backup(backup::BackupArgs),
     Restore(backup::RestoreArgs),
+    Log(log::LogArgs),
+    Repair(log::RepairArgs),
     Config(config::Args),
     Bench(Box<bench::BenchArgs>),
 }
@@ -117,6 +121,9 @@ pub async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Instances(args) => interruptible(instances::run(args)).await,
         Command::Backup(args) => interruptible(backup::backup(args)).await,
         Command::Restore(args) => interruptible(backup::restore(args)).await,
+        Command::Log(args) => interruptible(log::run(args)).await,
+        // Not cut short half-way; a second run would go on, but there is no need.
+        Command::Repair(args) => log::repair(args).await,
         Command::Config(args) => config::run(args),
         Command::Bench(args) => interruptible(measure(*args)).await,
     }

@@ -280,11 +280,14 @@ impl Error {
             Self::Registry(_) => ErrorCode::StorageUnavailable,
             Self::Log(error) => match error {
                 log::Error::Full => ErrorCode::StorageFull,
+                log::Error::Topics { .. } => ErrorCode::LimitExceeded,
                 log::Error::Unavailable(_) => ErrorCode::StorageUnavailable,
                 log::Error::Failed(_) => ErrorCode::StorageFailed,
                 log::Error::Corrupt(_) => ErrorCode::StorageCorrupt,
                 log::Error::Trimmed { .. } => ErrorCode::PositionTrimmed,
-                log::Error::BeyondTail { .. } => ErrorCode::PositionBeyondTail,
+                log::Error::BeyondTail { .. } | log::Error::Replaced { .. } => {
+                    ErrorCode::PositionBeyondTail
+                }
                 log::Error::Closed => ErrorCode::Draining,
             },
         }

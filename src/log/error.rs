@@ -11,6 +11,12 @@ pub enum Error {
     /// The backend did not answer in time or cannot be reached; whether an append was stored is unknown.
     #[error("the log is unavailable: {0}")]
     Unavailable(String),
+    /// The record would begin a topic beyond those that the log may hold; nothing was stored.
+    #[error("the log holds as many topics as log.max_topics allows: {limit}")]
+    Topics {
+        /// The most topics that it may hold.
+        limit: usize,
+    },
     /// A flush failed; appends are refused until the process restarts, and whether this one was stored is unknown.
     #[error("the log failed: {0}")]
     Failed(String),
@@ -26,6 +32,14 @@ pub enum Error {
     /// The wanted position lies after the log's tail.
     #[error("the log ends before {tail}")]
     BeyondTail {
+        /// The first position not written yet.
+        tail: Sequence,
+    },
+    /// The position was given out by the log that this one is a restored copy of, after its backup was taken.
+    #[error(
+        "the position is of a log that was replaced by a backup; what is here ends before {tail}"
+    )]
+    Replaced {
         /// The first position not written yet.
         tail: Sequence,
     },

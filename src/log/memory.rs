@@ -13,8 +13,9 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::{
-    Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, Outcome, Page, Record,
-    Sequence, Space, Timestamp, Topic,
+    Ack, Bounds, Clock, Engine, Error, Follow, Follower, Health, Limit, NewRecord, Numbering,
+    Outcome, Page, Record, Sequence, Space, Timestamp, Topic,
+    clock::{SystemTime, TimeSource},
     dedupe::{Fingerprint, Known},
     followers::Followers,
     meters::Meters,
@@ -64,10 +65,8 @@ type DedupeKey = (Topic, [u8; 16]);
 /// New records of each topic, to be shown to its followers; never empty.
 type News = BTreeMap<Topic, Vec<Arc<Record>>>;
 
-#[derive(Default)]
 struct State {
-    /// The last sequence used, by any topic.
-    last: Sequence,
+    numbering: Numbering,
     topics: BTreeMap<Topic, Log>,
     keys: HashMap<DedupeKey, Known>,
     expiry: VecDeque<(Timestamp, DedupeKey)>,
@@ -76,7 +75,6 @@ struct State {
 
 struct Log {
     first: Sequence,
-    last_time: Timestamp,
     records: VecDeque<Arc<Record>>,
     bytes: u64,
 }
@@ -85,12 +83,20 @@ impl Memory {
     /// An empty engine.
     #[must_use]
     pub fn new(options: Options) -> Self {
+        Self::with_time(options, Arc::new(SystemTime))
+    }
+
+    /// The same with clocks other than this machine's.
+    #[must_use]
+    pub fn with_time(options: Options, source: Arc<dyn TimeSource>) -> Self {
+        let is_suspect = options.metrics.log_clock_suspect.clone();
+        let clock = Clock::open(source, Timestamp::default(), is_suspect);
         let meters = Meters::new(options.metrics.clone());
         meters.health(&Health::Ready);
         Self {
             meters,
             options,
-            state: Mutex::default(),
+            state: Mutex::new(State::new(clock)),
             followers: Followers::default(),
             shown: AtomicU64::new(0),
             health: watch::Sender::new(Health::Ready),
@@ -102,7 +108,8 @@ impl Memory {
         if state.closed {
             return Err(Error::Closed);
         }
-        state.forget_keys(Timestamp::now().before(self.options.dedupe_window));
+        let now = state.numbering.now();
+        state.forget_keys(now.before(self.options.dedupe_window));
         Ok(state)
     }
 
@@ -113,11 +120,12 @@ impl Memory {
         use_log: impl FnOnce(&mut Log, Sequence) -> T,
     ) -> Result<T, Error> {
         let mut state = self.open_state()?;
-        let tail = state.last.next();
+        let tail = state.numbering.next();
+        let now = state.numbering.for_expiry();
         let Some(log) = state.topics.get_mut(topic) else {
             return Ok(use_log(&mut Log::new(), tail));
         };
-        let dropped = log.retain(self.options.retention.of(topic.space()));
+        let dropped = log.retain(self.options.retention.of(topic.space()), now);
         self.meters.trimmed(topic.space(), dropped);
         Ok(use_log(log, tail))
     }
@@ -142,14 +150,13 @@ impl Memory {
             return known.repeated_by(fingerprint);
         }
         let bytes = record.size() as u64;
-        state.last = state.last.next();
+        let (sequence, time) = state.numbering.assign();
         let log = state.topics.entry(topic.clone()).or_insert_with(Log::new);
-        let record = log.push(record, state.last);
+        let record = log.push(record.into_record(sequence, time));
         self.meters.appended(topic.space(), 1, bytes);
         if let Some(fingerprint) = fingerprint {
             state.remember(&topic, &fingerprint, &record);
         }
-        let (sequence, time) = (record.sequence, record.time);
         news.entry(topic).or_default().push(record);
         Outcome::Stored { sequence, time }
     }
@@ -185,7 +192,7 @@ impl Engine for Memory {
     }
 
     fn tail(&self) -> Sequence {
-        lock(&self.state).last.next()
+        lock(&self.state).numbering.next()
     }
 
     async fn newest(
@@ -205,7 +212,7 @@ impl Engine for Memory {
     }
 
     async fn follow(&self, topic: &Topic, follower: Weak<dyn Follower>) -> Result<Follow, Error> {
-        let tail = || Ok(self.open_state()?.last.next());
+        let tail = || Ok(self.open_state()?.numbering.next());
         self.followers.follow(topic, follower, tail)
     }
 
@@ -246,6 +253,16 @@ impl Engine for Memory {
 }
 
 impl State {
+    fn new(clock: Clock) -> Self {
+        Self {
+            numbering: Numbering::new(Sequence::FIRST, clock),
+            topics: BTreeMap::new(),
+            keys: HashMap::new(),
+            expiry: VecDeque::new(),
+            closed: false,
+        }
+    }
+
     fn remember(&mut self, topic: &Topic, fingerprint: &Fingerprint, record: &Record) {
         let key = (topic.clone(), fingerprint.key);
         let known = Known {
@@ -271,16 +288,13 @@ impl Log {
     const fn new() -> Self {
         Self {
             first: Sequence::FIRST,
-            last_time: Timestamp(0),
             records: VecDeque::new(),
             bytes: 0,
         }
     }
 
-    fn push(&mut self, record: NewRecord, sequence: Sequence) -> Arc<Record> {
-        let time = Timestamp::now().max(self.last_time);
-        let record = Arc::new(record.into_record(sequence, time));
-        self.last_time = time;
+    fn push(&mut self, record: Record) -> Arc<Record> {
+        let record = Arc::new(record);
         self.bytes += record.size() as u64;
         self.records.push_back(record.clone());
         record
@@ -296,8 +310,9 @@ impl Log {
         dropped as u64
     }
 
-    fn retain(&mut self, retention: Retention) -> u64 {
-        let oldest = Timestamp::now().before(retention.age);
+    /// Drops what is too old, if the present is known, and too much; how many records that were.
+    fn retain(&mut self, retention: Retention, now: Option<Timestamp>) -> u64 {
+        let oldest = now.map_or(Timestamp::default(), |now| now.before(retention.age));
         let mut bytes = self.bytes;
         let mut first = self.first;
         for record in &self.records {
@@ -347,4 +362,65 @@ impl Log {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::clock::ManualTime;
+
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+    fn topic() -> Topic {
+        Topic::new(Space::Room, "clocks").unwrap()
+    }
+
+    fn keyed(key: &str) -> NewRecord {
+        NewRecord {
+            topic: topic(),
+            publisher: "".into(),
+            id: "".into(),
+            kind: 0,
+            event_time: None,
+            key: Some(key.into()),
+            trace: None,
+            payload: bytes::Bytes::from_static(b"x"),
+        }
+    }
+
+    /// An engine that keeps records for 30 days and keys for one, by these clocks.
+    fn memory(time: &ManualTime) -> Memory {
+        let mut config = config::Log {
+            dedupe_window: DAY,
+            ..config::Log::default()
+        };
+        config.retention.room.age = 30 * DAY;
+        let options = Options::new(&config, Metrics::new());
+        Memory::with_time(options, Arc::new(time.clone()))
+    }
+
+    #[tokio::test]
+    async fn a_wall_clock_that_jumps_drops_no_record_and_forgets_no_key() {
+        let start = Timestamp::now();
+        let time = ManualTime::new(start);
+        let memory = memory(&time);
+        let first = memory.append(keyed("k")).await.unwrap();
+        time.set_wall(Timestamp(start.0 + 31 * 86_400_000_000_000));
+        assert!(memory.last(&topic()).await.unwrap().is_some());
+        let repeated = memory.append(keyed("k")).await.unwrap();
+        assert!(matches!(repeated, Outcome::Duplicate { .. }));
+        let Outcome::Stored { time: stored, .. } = memory.append(keyed("l")).await.unwrap() else {
+            panic!("not stored after {first:?}");
+        };
+        assert_eq!(stored, start, "it carries no time of the jump");
+        time.set_wall(start);
+        // Time that passes on both clocks does drop and forget.
+        for _ in 0..31 {
+            time.pass(DAY);
+            assert!(memory.last(&topic()).await.is_ok());
+        }
+        assert!(memory.last(&topic()).await.unwrap().is_none());
+        let again = memory.append(keyed("k")).await.unwrap();
+        assert!(matches!(again, Outcome::Stored { .. }));
+    }
 }

@@ -16,21 +16,27 @@
 //!
 //! [`open`] picks the engine: [`embedded`] (this machine's disk), [`jetstream`] (many replicas) or [`memory`] (tests).
 
+pub mod clock;
 mod codec;
 mod dedupe;
 pub mod embedded;
 mod error;
 pub mod export;
 mod followers;
+mod id;
 pub mod jetstream;
 pub mod memory;
 mod meters;
+mod numbering;
 mod open;
 mod record;
 mod topic;
 
+pub use clock::Clock;
 pub use codec::{CodecError, decode, encode};
 pub use error::Error;
+pub use id::{LogId, LogIdError};
+pub use numbering::Numbering;
 pub use open::{OpenError, open};
 pub use record::{EventTime, NewRecord, Record, Sequence, Timestamp, TraceContext};
 pub use topic::{Space, Topic, TopicError};
@@ -68,6 +74,12 @@ use tokio::sync::{oneshot, watch};
 /// Dropping any future returned here is safe; a batch whose ack is dropped is still appended.
 #[async_trait]
 pub trait Engine: Send + Sync + 'static {
+    /// The log's identity: made with the log, the same after every restart and on every replica, and another one once the log
+    /// was made again, from a backup too. A position is one of this log only.
+    fn id(&self) -> LogId {
+        LogId::from_bytes([0; 16])
+    }
+
     /// Queues a batch for appending. Waits while the engine's queue is full (bounded in bytes), so awaiting it is the
     /// publisher's back-pressure. Await the returned [`Ack`] for durability; enqueue again before that to pipeline.
     ///

@@ -81,13 +81,39 @@ pub enum OpenError {
     },
     /// The data directory was written by a version this one does not know; it was left as it is.
     #[error(
-        "the data in {path} has format {found}, which this version does not know: run the version that wrote it, or set log.dir to another directory"
+        "the data in {path} has format {found}, which this version does not know: move it by `weir backup` of the version that wrote it and `weir restore` of this one, or set log.dir to another directory"
     )]
     Format {
         /// The directory.
         path: PathBuf,
         /// The format found.
         found: String,
+    },
+    /// A file of the log is not what was written; everything was left as it is.
+    #[error(
+        "the log is damaged at byte {offset} of {file}: {what}; `weir repair` keeps what can be read and lists what is lost"
+    )]
+    Damaged {
+        /// The file.
+        file: PathBuf,
+        /// Where the damage begins, in bytes.
+        offset: u64,
+        /// The sequences in doubt, in words.
+        what: String,
+    },
+    /// A file lies in the log's directory that is none of this log; everything was left as it is.
+    #[error(
+        "{path} is no file of this log: move it elsewhere, or set log.dir to another directory"
+    )]
+    Strange {
+        /// The file.
+        path: PathBuf,
+    },
+    /// There is no log.
+    #[error("there is no log in {path}")]
+    Missing {
+        /// The data directory.
+        path: PathBuf,
     },
     /// A restore into the directory was cut short.
     #[error(

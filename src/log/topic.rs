@@ -110,6 +110,14 @@ impl Topic {
         })
     }
 
+    /// What comes before every topic of `space` in name order; no topic itself.
+    pub(super) fn least(space: Space) -> Self {
+        Self {
+            space,
+            name: "".into(),
+        }
+    }
+
     /// Its space.
     #[must_use]
     pub const fn space(&self) -> Space {

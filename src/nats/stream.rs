@@ -108,12 +108,18 @@ pub(crate) struct PubAck {
 pub(crate) struct Info {
     pub(crate) config: StreamConfig,
     pub(crate) state: State,
+    /// The server's clock, in RFC 3339; empty from servers before 2.10.
+    #[serde(default)]
+    pub(crate) ts: String,
 }
 
 /// What a stream holds.
 #[derive(Debug, Deserialize)]
 pub(crate) struct State {
     pub(crate) last_seq: u64,
+    /// The time of the last message, in RFC 3339.
+    #[serde(default)]
+    pub(crate) last_ts: String,
     pub(crate) bytes: u64,
     /// Messages of each subject that was asked for.
     #[serde(default)]

@@ -113,6 +113,8 @@ pub struct Metrics {
     pub trimmed: IntCounterVec,
     /// One while the engine is in the state `state`, else zero.
     pub log_health: IntGaugeVec,
+    /// One while the wall clock is too far from the log's time to be believed, else zero.
+    pub log_clock_suspect: IntGauge,
     /// Seconds from append to handing a record to the connection, sampled.
     pub delivery_secs: Histogram,
     /// Seconds a stream with something to send waited for its reader.
@@ -253,6 +255,10 @@ impl Metrics {
                 "weir_log_health",
                 "1 for the state the log is in: ready, full, unavailable, failed or closed.",
                 &["state"],
+            ),
+            log_clock_suspect: make.gauge(
+                "weir_log_clock_suspect",
+                "1 while the wall clock is too far from the log's time to be believed; retention by age waits while it is ahead.",
             ),
             delivery_secs: make.histogram(
                 "weir_delivery_latency_seconds",

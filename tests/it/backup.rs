@@ -30,7 +30,7 @@ use weir::{
 use crate::{
     cli::Run,
     file_support::{self as files, Clients, content},
-    log_support::{append_all, read_all, room, settings},
+    log_support::{ALL, append_all, read_all, room, settings},
     support::{Settings, TestServer, eventually, follow, next, send, server::binary, soon},
 };
 
@@ -370,7 +370,17 @@ async fn only_an_empty_directory_is_restored_into() {
     backup::restore(&target, archive.as_slice()).unwrap();
     let engine = Embedded::open(&config, Metrics::new()).unwrap();
     assert_eq!(read_all(&engine, &room("a")).await.len(), 2);
-    assert_eq!(append_all(&engine, &room("c"), &["4"]).await, [Sequence(4)]);
+    // The log that is replaced may have given out numbers behind the archive's tail: they are left out, and refused.
+    let next = Sequence(4 + (1 << 32));
+    assert_eq!(append_all(&engine, &room("c"), &["4"]).await, [next]);
+    let tail = next.next();
+    for lost in [Sequence(5), Sequence(next.0 - 1)] {
+        let refused = engine.read(&room("a"), lost, ALL).await;
+        assert_eq!(refused.unwrap_err(), weir::log::Error::Replaced { tail });
+    }
+    for known in [Sequence(4), next, tail] {
+        assert!(engine.read(&room("a"), known, ALL).await.is_ok(), "{known}");
+    }
 }
 
 #[tokio::test]

@@ -51,15 +51,24 @@ fn used_bytes(dir: &Path) -> u64 {
     bytes.sum()
 }
 
-/// The database's only journal.
+/// The journal that is written to: the last one that holds a batch.
 fn journal(config: &config::Log) -> std::path::PathBuf {
-    let files = fs::read_dir(config.dir.join("db")).unwrap();
-    let mut journals = files
+    let files = fs::read_dir(config.dir.join("log")).unwrap();
+    let journals = files
         .map(|file| file.unwrap().path())
-        .filter(|path| path.extension().is_some_and(|extension| extension == "jnl"));
-    let only = journals.next().unwrap();
-    assert!(journals.next().is_none());
-    only
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|extension| extension == "journal")
+        })
+        .filter(|path| fs::read(path).unwrap()[64..].iter().any(|byte| *byte != 0));
+    journals.max().unwrap()
+}
+
+/// Bytes of a journal up to the last one that is not zero.
+fn written(journal: &Path) -> u64 {
+    let bytes = fs::read(journal).unwrap();
+    let last = bytes.iter().rposition(|byte| *byte != 0);
+    last.map_or(0, |last| last as u64 + 1)
 }
 
 #[tokio::test]
@@ -192,6 +201,33 @@ async fn a_directory_that_cannot_be_made_is_named() {
     assert_eq!(text.lines().count(), 1);
 }
 
+/// Every file below `dir` with its content.
+fn contents(dir: &Path) -> std::collections::BTreeMap<std::path::PathBuf, Vec<u8>> {
+    let mut all = std::collections::BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(contents(&path));
+        } else {
+            let bytes = fs::read(&path).unwrap();
+            all.insert(path, bytes);
+        }
+    }
+    all
+}
+
+/// Opening fails with one line and leaves every file as it was.
+fn refusal(config: &config::Log) -> OpenError {
+    let before = contents(&config.dir);
+    let error = Embedded::open(config, Metrics::new()).err().unwrap();
+    assert_eq!(error.to_string().lines().count(), 1, "{error}");
+    assert!(
+        contents(&config.dir) == before,
+        "something was changed: {error}"
+    );
+    error
+}
+
 #[tokio::test]
 async fn a_newer_format_is_refused_and_left_alone() {
     let dir = TempDir::new().unwrap();
@@ -199,34 +235,88 @@ async fn a_newer_format_is_refused_and_left_alone() {
     let engine = open(&config);
     append_all(&engine, &room("kept"), &["a"]).await;
     engine.close().await;
-    let set_format = |format: u32| {
-        let db = fjall::Database::builder(config.dir.join("db"))
-            .open()
-            .unwrap();
-        let meta = db
-            .keyspace("meta", fjall::KeyspaceCreateOptions::default)
-            .unwrap();
-        meta.insert("format", format.to_be_bytes()).unwrap();
-        db.persist(fjall::PersistMode::SyncAll).unwrap();
-    };
-    set_format(2);
-    let error = Embedded::open(&config, Metrics::new()).err().unwrap();
+    let identity = config.dir.join("log/identity");
+    let ours = fs::read_to_string(&identity).unwrap();
+    let body = ours.replace("format 2", "format 3");
+    let body = &body[..body.find("checksum").unwrap()];
+    let checksum = crc32c::crc32c(body.as_bytes());
+    fs::write(&identity, format!("{body}checksum {checksum:08x}\n")).unwrap();
+    let error = refusal(&config);
     assert!(
-        matches!(&error, OpenError::Format { found, .. } if found == "2"),
+        matches!(&error, OpenError::Format { found, .. } if found == "3"),
         "{error}"
     );
-    set_format(1);
+    fs::write(&identity, ours).unwrap();
     assert_eq!(read_all(&open(&config), &room("kept")).await.len(), 1);
 }
 
 #[tokio::test]
-async fn an_interrupted_creation_is_started_over() {
+async fn a_directory_of_the_former_format_is_refused_and_left_alone() {
     let dir = TempDir::new().unwrap();
     let config = settings(dir.path());
-    fs::create_dir_all(config.dir.join("db.new")).unwrap();
-    fs::write(config.dir.join("db.new/0.jnl"), "half").unwrap();
+    fs::create_dir_all(config.dir.join("db")).unwrap();
+    fs::write(config.dir.join("lock"), "").unwrap();
+    fs::write(config.dir.join("db/0.jnl"), "what a database wrote").unwrap();
+    let error = refusal(&config);
+    assert!(
+        matches!(&error, OpenError::Format { found, .. } if found == "1"),
+        "{error}"
+    );
+    assert!(error.to_string().contains("weir restore"), "{error}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_none_of_the_log_is_named_and_left_alone() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let engine = open(&config);
+    append_all(&engine, &room("kept"), &["a"]).await;
+    engine.close().await;
+    for (name, content) in [
+        ("notes.txt", "hello".to_owned()),
+        ("00000000000000000009.segment", "x".repeat(300)),
+        ("00000000000000000009.journal", "x".repeat(300)),
+    ] {
+        let path = config.dir.join("log").join(name);
+        fs::write(&path, content).unwrap();
+        let error = refusal(&config);
+        assert!(error.to_string().contains(name), "{error}");
+        fs::remove_file(&path).unwrap();
+    }
+    // A file of another log.
+    let other = settings(&dir.path().join("other"));
+    let engine = open(&other);
+    append_all(&engine, &room("other"), &["a"]).await;
+    engine.close().await;
+    let foreign = config.dir.join("log/00000000000000000009.journal");
+    fs::copy(journal(&other), &foreign).unwrap();
+    let error = refusal(&config);
+    assert!(
+        matches!(&error, OpenError::Strange { path } if *path == foreign),
+        "{error}"
+    );
+    fs::remove_file(&foreign).unwrap();
+    assert_eq!(read_all(&open(&config), &room("kept")).await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_an_interrupted_start_left_is_started_over() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let log = config.dir.join("log");
+    fs::create_dir_all(&log).unwrap();
+    fs::write(log.join("identity.new"), "weir lo").unwrap();
     append_all(&open(&config), &room("fine"), &["a"]).await;
-    assert!(!config.dir.join("db.new").exists());
+    // A journal of which not even the header came to be, and a segment that is not complete.
+    fs::write(log.join("00000000000000000009.journal"), [0; 4096]).unwrap();
+    fs::write(log.join("00000000000000000001.segment.new"), "half").unwrap();
+    append_all(&open(&config), &room("fine"), &["b"]).await;
+    let engine = open(&config);
+    assert_eq!(
+        payloads(&read_all(&engine, &room("fine")).await),
+        ["a", "b"]
+    );
+    assert!(!log.join("00000000000000000001.segment.new").exists());
 }
 
 #[tokio::test]
@@ -404,10 +494,10 @@ async fn a_write_that_finds_the_disk_full_is_recovered_from() {
 }
 
 #[tokio::test]
-async fn what_a_failed_write_stored_after_all_reaches_live_subscribers() {
+async fn what_a_failed_flush_left_on_the_disk_is_taken_back() {
     let dir = TempDir::new().unwrap();
     let config = settings(dir.path());
-    let topic = room("stored after all");
+    let topic = room("taken back");
     let (engine, faults, metrics) = faulty(&config);
     let engine: Arc<dyn Engine> = Arc::new(engine);
     let hub = Hub::new(
@@ -423,21 +513,21 @@ async fn what_a_failed_write_stored_after_all_reaches_live_subscribers() {
     let unknown = engine.enqueue(vec![record(&topic, "b")]).await.unwrap();
     let unknown = unknown.await;
     assert!(matches!(unknown, Err(Error::Unavailable(_))), "{unknown:?}");
-    let mut seen = Vec::new();
-    while seen.len() < 2 {
-        let batch = tokio::time::timeout(DEADLINE, live.next()).await.unwrap();
-        match batch {
-            Ok(batch) => seen.extend(payloads(&batch.data)),
-            Err(error) => assert!(matches!(error, Error::Unavailable(_)), "{error}"),
-        }
-    }
-    assert_eq!(seen, ["a", "b"]);
     let mut health = engine.health();
     let ready = health.wait_for(|health| *health == Health::Ready);
     ready.await.unwrap();
     append_all(&*engine, &room("other"), &["x"]).await;
     append_all(&*engine, &topic, &["c"]).await;
-    assert_eq!(payloads(&live.next().await.unwrap().data), ["c"]);
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        seen.extend(payloads(&live.next().await.unwrap().data));
+    }
+    assert_eq!(seen, ["a", "c"]);
+    // A crash finds the same.
+    let crashed = settings(&dir.path().join("crash"));
+    copy_dir(&config.dir, &crashed.dir);
+    let survivor = open(&crashed);
+    assert_eq!(payloads(&read_all(&survivor, &topic).await), ["a", "c"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -493,22 +583,14 @@ async fn a_torn_write_is_cut_off_and_the_rest_is_kept() {
     let engine = open(&config);
     append_all(&engine, &topic, &["a", "b"]).await;
     drop(engine);
-    // After a restart the journal ends where the last write did.
-    let engine = open(&config);
-    drop(engine);
-    let whole = fs::metadata(journal(&config)).unwrap().len();
+    let whole = written(&journal(&config));
     let engine = open(&config);
     append_all(&engine, &topic, &["lost", "with it"]).await;
     drop(engine);
-    let written = fs::metadata(journal(&config)).unwrap().len();
+    let written = written(&journal(&config));
     assert!(written > whole);
-    for cut in [
-        whole + 1,
-        whole + 20,
-        whole + (written - whole) / 2,
-        written - 1,
-    ] {
-        let crashed = settings(&dir.path().join(format!("cut-{cut}")));
+    for cut in whole..written {
+        let crashed = settings(&dir.path().join("cut"));
         copy_dir(&config.dir, &crashed.dir);
         let file = fs::OpenOptions::new()
             .write(true)
@@ -522,6 +604,8 @@ async fn a_torn_write_is_cut_off_and_the_rest_is_kept() {
             "cut at {cut}"
         );
         assert_eq!(append_all(&engine, &topic, &["c"]).await, [Sequence(3)]);
+        drop(engine);
+        fs::remove_dir_all(&crashed.dir).unwrap();
     }
 }
 
@@ -570,27 +654,28 @@ async fn log_bytes_are_what_the_disk_holds() {
 #[tokio::test]
 async fn a_trim_gives_the_disk_its_room_back() {
     let dir = TempDir::new().unwrap();
-    let config = settings(dir.path());
+    let mut config = settings(dir.path());
+    config.segment = ByteSize::mib(1);
     let topic = room("shrinks");
+    let kept = room("kept");
     let engine = open(&config);
+    append_all(&engine, &kept, &["a"]).await;
     for _ in 0..10 {
         let batch = vec![record(&topic, vec![1; 100 * 1024]); 40];
         append(&engine, batch).await;
     }
-    let tables = config.dir.join("db/keyspaces");
+    append_all(&engine, &kept, &["b"]).await;
+    let log = config.dir.join("log");
     let mib = 1024 * 1024;
-    eventually("write buffers reach the disk", async || {
-        used_bytes(&tables) > 16 * mib
-    })
-    .await;
-    eventually("the room is back", async || {
-        engine.trim(&topic, Sequence(401)).await.unwrap();
-        used_bytes(&tables) < 4 * mib
-    })
-    .await;
+    assert!(used_bytes(&log) > 38 * mib);
+    engine.trim(&topic, Sequence(u64::MAX)).await.unwrap();
+    eventually("the room is back", async || used_bytes(&log) < 10 * mib).await;
+    assert_eq!(payloads(&read_all(&engine, &kept).await), ["a", "b"]);
     drop(engine);
     let engine = open(&config);
-    assert_eq!(append_all(&engine, &topic, &["y"]).await, [Sequence(401)]);
+    assert_eq!(engine.bounds(&topic).await.unwrap().first, Sequence(402));
+    assert_eq!(payloads(&read_all(&engine, &kept).await), ["a", "b"]);
+    assert_eq!(append_all(&engine, &topic, &["y"]).await, [Sequence(403)]);
     assert_eq!(payloads(&read_all(&engine, &topic).await), ["y"]);
 }
 

@@ -1,15 +1,33 @@
-//! The embedded engine against a model: any mix of appends, trims, reads, seeks, restarts and crashes.
+//! The embedded engine against a model: any mix of appends, trims, reads, seeks, restarts, crashes, power cuts and clocks that jump.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
 use weir::{
-    log::{Bounds, Engine, Error, Limit, Outcome, Sequence, Timestamp, Topic, embedded::Embedded},
+    log::{
+        Bounds, Engine, Error, Limit, Outcome, Sequence, Timestamp, Topic,
+        clock::{ManualTime, TimeSource as _},
+        embedded::{Embedded, Ground},
+    },
     telemetry::Metrics,
 };
 
-use super::log_support::{copy_dir, payloads, record, room, settings};
+use super::log_support::{copy_dir, payloads, record, room, settings as defaults};
 
 const TOPICS: usize = 2;
+
+/// Files are small, so that there are several: a batch that holds a large record fills one.
+fn settings(dir: &std::path::Path) -> weir::config::Log {
+    weir::config::Log {
+        segment: bytesize::ByteSize::kib(2),
+        ..defaults(dir)
+    }
+}
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -25,6 +43,10 @@ enum Step {
     Restart,
     /// Opens a copy of what is on disk, without closing.
     Crash,
+    /// The same after a power cut in the middle of a commit: a share of its bytes is there.
+    PowerCut(u8),
+    /// The wall clock is set by so many seconds.
+    Clock(i32),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -37,6 +59,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (topic(), any::<u8>()).prop_map(|(topic, share)| Step::Seek(topic, share)),
         1 => Just(Step::Restart),
         1 => Just(Step::Crash),
+        1 => any::<u8>().prop_map(Step::PowerCut),
+        1 => prop_oneof![-7200..7200_i32, Just(31 * 24 * 3600), Just(i32::MAX)].prop_map(Step::Clock),
     ]
 }
 
@@ -112,13 +136,25 @@ struct World {
     models: Vec<Model>,
     /// Of the log, shared by its topics.
     tail: Sequence,
+    time: ManualTime,
+}
+
+/// The engine in the directory of a life, by the world's clock.
+fn open(life: &Path, time: &ManualTime) -> Embedded {
+    let ground = Ground {
+        time: Arc::new(time.clone()),
+        ..Ground::default()
+    };
+    Embedded::open_on(&settings(life), Metrics::new(), ground).unwrap()
 }
 
 impl World {
     fn new() -> Self {
         let dir = TempDir::new().unwrap();
-        let engine = Embedded::open(&settings(dir.path()), Metrics::new()).unwrap();
+        let time = ManualTime::new(Timestamp::now());
+        let engine = open(dir.path(), &time);
         Self {
+            time,
             dir,
             lives: 0,
             engine,
@@ -148,9 +184,15 @@ impl World {
             Step::Seek(topic, share) => self.seek(topic, share).await,
             Step::Restart => {
                 self.engine.close().await;
-                self.engine = Embedded::open(&settings(&self.life()), Metrics::new()).unwrap();
+                self.engine = open(&self.life(), &self.time);
             }
             Step::Crash => self.crash(),
+            Step::PowerCut(share) => self.power_cut(share).await,
+            Step::Clock(seconds) => {
+                let nanos = i64::from(seconds) * 1_000_000_000;
+                let wall = self.time.wall().0.saturating_add_signed(nanos);
+                self.time.set_wall(Timestamp(wall));
+            }
         }
     }
 
@@ -228,7 +270,50 @@ impl World {
         self.lives += 1;
         let config = settings(&self.life());
         copy_dir(&from, &config.dir);
-        self.engine = Embedded::open(&config, Metrics::new()).unwrap();
+        self.engine = open(&self.life(), &self.time);
+    }
+
+    /// Goes on in a copy in which a commit was begun: none of it was acknowledged, so none of it may count.
+    async fn power_cut(&mut self, share: u8) {
+        self.crash();
+        let written = |path: &PathBuf| {
+            let bytes = fs::read(path).unwrap();
+            let end = bytes.iter().rposition(|byte| *byte != 0);
+            end.map_or(0, |last| last + 1)
+        };
+        let journals = || {
+            let files = fs::read_dir(settings(&self.life()).dir.join("log")).unwrap();
+            let paths = files.map(|file| file.unwrap().path());
+            let journals =
+                paths.filter(|path| path.extension().is_some_and(|found| found == "journal"));
+            let mut journals: Vec<_> = journals
+                .map(|path| (path.clone(), written(&path)))
+                .collect();
+            journals.sort();
+            journals
+        };
+        self.engine.close().await;
+        let before = journals();
+        let topic = room("cut");
+        // In a journal that is not sealed on the way.
+        let config = weir::config::Log {
+            segment: bytesize::ByteSize::gib(1),
+            ..settings(&self.life())
+        };
+        let engine = Embedded::open(&config, Metrics::new()).unwrap();
+        let batch = (0..3).map(|_| record(&topic, vec![share; 300])).collect();
+        engine.enqueue(batch).await.unwrap().await.unwrap();
+        engine.close().await;
+        for (path, end) in journals() {
+            let start = before.iter().find(|(other, _)| *other == path);
+            let start = start.map_or(64, |(_, end)| (*end).max(64));
+            if end > start {
+                let keep = start + (end - start) * usize::from(share) / 256;
+                let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+                file.set_len(keep as u64).unwrap();
+            }
+        }
+        self.engine = open(&self.life(), &self.time);
     }
 }
 

@@ -1,9 +1,11 @@
-//! The thread that writes: it owns every sequence, groups what waits into commits, and is the only writer.
+//! The thread that writes: it owns every sequence, groups what waits into commits, and is the only writer of journals.
 
 use std::{
-    path::PathBuf,
+    collections::HashMap,
+    io,
     sync::{
-        Arc, Weak,
+        Arc,
+        atomic::Ordering,
         mpsc::{Receiver, RecvTimeoutError, TryRecvError},
     },
     time::{Duration, Instant},
@@ -12,56 +14,42 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    Faults,
     disk::{self, Room},
-    export::Hold,
-    layout,
-    plan::{Next, Plan, Touched},
-    shared::{Shared, reopening},
-    state::{Cache, Followers},
-    store::Store,
+    entry::{self, First},
+    index::{Committed, File, FileKind, Slot, Spot, TopicId},
+    journal::{Batch, Journal},
+    keys::JournalKeys,
+    lock,
+    plan::{Known as KnownTopic, Plan, Touched},
+    shared::{Shared, Work},
 };
 use crate::log::{
-    Error, Follower, Health, NewRecord, Outcome, Sequence, Timestamp, Topic, dedupe::Fingerprint,
+    Error, Health, NewRecord, Outcome, Sequence, Timestamp, Topic, dedupe::Fingerprint,
 };
 
 /// What one commit holds at most, beyond the first batch.
 const COMMIT_BYTES: usize = 8 * 1024 * 1024;
 /// Records of one commit at most, beyond the first batch.
 const COMMIT_RECORDS: usize = 16 * 1024;
-/// Keys that one step of forgetting looks at.
-const STEP: usize = 1024;
+/// Positions noted along with one commit at most.
+const NOTES: usize = 256;
+/// Positions noted at once when room waits for it.
+const NOTES_AT_ONCE: usize = 16 * 1024;
 /// How often a full disk is looked at again.
 const FULL_RETRY: Duration = Duration::from_millis(200);
+/// Journals that may wait to be sealed; then the one that is written grows.
+const UNSEALED: usize = 3;
+/// A journal never grows beyond this.
+const JOURNAL_BYTES: u64 = 3 << 30;
 
 /// What the committer is asked for.
 pub(super) enum Command {
     Append(Append),
-    Follow {
-        topic: Topic,
-        token: u64,
-        follower: Weak<dyn Follower>,
+    /// Notes where topics begin, durably.
+    Note {
+        /// Also when there is nothing to note: files go, and the log's tail and floor have to stand elsewhere.
+        is_due: bool,
         done: oneshot::Sender<Result<(), Error>>,
-    },
-    Unfollow {
-        topic: Topic,
-        token: u64,
-    },
-    /// Drops the topic's oldest records, as [`Store::oldest`] found them.
-    /// Answers whether it did: while an export runs nothing is dropped.
-    Trim {
-        topic: Topic,
-        oldest: Vec<Sequence>,
-        done: oneshot::Sender<Result<bool, Error>>,
-    },
-    /// Holds trims back for an export; answers what is given out next, so everything before is durable.
-    Hold {
-        done: oneshot::Sender<Result<(Hold, Next), Error>>,
-    },
-    /// Forgets some keys used before `before`; answers whether there is more to forget.
-    ForgetKeys {
-        before: Timestamp,
-        done: oneshot::Sender<Result<bool, Error>>,
     },
     Close,
 }
@@ -92,13 +80,17 @@ struct Pending {
     ack: oneshot::Sender<Result<Vec<Outcome>, Error>>,
 }
 
+/// Where a topic begins, on its way into the journal.
+struct Note {
+    id: TopicId,
+    tag: u32,
+    first: First,
+}
+
 /// Whether appends can be written.
 enum Mode {
     Ready,
-    /// The disk is full; the database is fine.
     Full,
-    /// The disk ran full during a write, so the database has to be opened anew when there is room.
-    Broken,
     Failed(String),
 }
 
@@ -106,20 +98,21 @@ enum Mode {
 pub(super) struct Committer {
     shared: Arc<Shared>,
     commands: Receiver<Command>,
-    store: Option<Arc<Store>>,
-    cache: Cache,
-    followers: Followers,
-    next: Next,
-    dedupe_window: Duration,
-    cache_bytes: u64,
-    dir: PathBuf,
+    journal: Journal,
+    slot: Slot,
+    batch: Batch,
+    /// The topics of the journal.
+    known: HashMap<Topic, KnownTopic>,
+    next_tag: u32,
+    /// What the index said of [`super::index::Index::forgotten`] when `known` was right.
+    forgotten: u64,
+    /// Where the last batch lies in the journal.
+    base: u64,
+    journal_bytes: u64,
     room: Room,
-    faults: Option<Faults>,
     mode: Mode,
     /// When a full disk is looked at again.
     look_at: Instant,
-    /// Keys up to here were forgotten; saves walking over what they leave behind in the database.
-    forgotten: Vec<u8>,
     is_closing: bool,
 }
 
@@ -127,38 +120,38 @@ pub(super) struct Committer {
 pub(super) struct Start {
     pub(super) shared: Arc<Shared>,
     pub(super) commands: Receiver<Command>,
-    pub(super) store: Arc<Store>,
-    pub(super) next: Next,
-    pub(super) faults: Option<Faults>,
+    pub(super) journal: Journal,
+    pub(super) slot: Slot,
+    pub(super) next_tag: u32,
 }
 
 impl Committer {
     pub(super) fn new(start: Start, config: &crate::config::Log) -> Self {
-        let min_free_bytes = config.min_free.as_u64();
+        let disk = start.shared.disk.clone();
+        let dir = start.shared.dir.clone();
         Self {
             shared: start.shared,
             commands: start.commands,
-            store: Some(start.store),
-            cache: Cache::default(),
-            followers: Followers::default(),
-            next: start.next,
-            dedupe_window: config.dedupe_window,
-            cache_bytes: config.cache.as_u64(),
-            dir: config.dir.clone(),
-            room: Room::new(config.dir.clone(), min_free_bytes, start.faults.clone()),
-            faults: start.faults,
+            journal: start.journal,
+            slot: start.slot,
+            batch: Batch::new(),
+            known: HashMap::new(),
+            next_tag: start.next_tag,
+            forgotten: 0,
+            base: 0,
+            journal_bytes: config.segment.as_u64(),
+            room: Room::new(disk, dir, config.min_free.as_u64()),
             mode: Mode::Ready,
             look_at: Instant::now(),
-            forgotten: Vec::new(),
             is_closing: false,
         }
     }
 
     /// Serves commands until it is told to close or every sender is gone.
-    pub(super) fn run(mut self) {
+    pub(super) fn run(mut self, _work: Work) {
         let _alarm = Alarm(self.shared.clone());
         while !self.is_closing {
-            if let Some(command) = self.next() {
+            if let Some(command) = self.wait() {
                 self.serve(command);
             }
         }
@@ -167,8 +160,8 @@ impl Committer {
 
     /// Waits for a command; none when a full disk was looked at. That comes first when it is due: commands that a full disk
     /// does not keep from coming must not put it off.
-    fn next(&mut self) -> Option<Command> {
-        if !matches!(self.mode, Mode::Full | Mode::Broken) {
+    fn wait(&mut self) -> Option<Command> {
+        if !matches!(self.mode, Mode::Full) {
             let command = self.commands.recv().ok();
             self.is_closing = command.is_none();
             return command;
@@ -176,7 +169,9 @@ impl Committer {
         let wait = self.look_at.saturating_duration_since(Instant::now());
         if wait.is_zero() {
             self.look_at = Instant::now() + FULL_RETRY;
-            self.recover();
+            if self.room.is_back() {
+                self.set_mode(Mode::Ready);
+            }
             return None;
         }
         match self.commands.recv_timeout(wait) {
@@ -192,13 +187,18 @@ impl Committer {
     fn serve(&mut self, command: Command) {
         match command {
             Command::Append(append) => self.serve_appends(append),
-            other => self.serve_other(other),
+            Command::Note { is_due, done } => {
+                // A dropped answer means that nobody asks.
+                let _ = done.send(self.note(is_due));
+            }
+            Command::Close => self.is_closing = true,
         }
     }
 
     /// Commits `first` together with what waits behind it.
     fn serve_appends(&mut self, first: Append) {
-        let (mut bytes, mut records) = (first.size, first.batch.len());
+        let mut bytes = first.size;
+        let mut records = first.batch.len();
         let mut appends = vec![first];
         while bytes < COMMIT_BYTES && records < COMMIT_RECORDS && !self.is_closing {
             match self.commands.try_recv() {
@@ -208,7 +208,7 @@ impl Committer {
                     appends.push(append);
                 }
                 // Durable state is the same before and after what is gathered here.
-                Ok(other) => self.serve_other(other),
+                Ok(other) => self.serve(other),
                 Err(TryRecvError::Empty | TryRecvError::Disconnected) => break,
             }
         }
@@ -217,44 +217,13 @@ impl Committer {
         self.shared.queue.add_permits(permits);
     }
 
-    fn serve_other(&mut self, command: Command) {
-        // A dropped answer means that nobody asks.
-        match command {
-            Command::Append(append) => self.serve_appends(append),
-            Command::Follow {
-                topic,
-                token,
-                follower,
-                done,
-            } => {
-                let _ = done.send(self.follow(topic, token, follower));
-            }
-            Command::Unfollow { topic, token } => self.followers.remove(&topic, token),
-            Command::Trim {
-                topic,
-                oldest,
-                done,
-            } => {
-                let _ = done.send(self.trim(topic, &oldest));
-            }
-            Command::Hold { done } => {
-                let _ = done.send(self.hold());
-            }
-            Command::ForgetKeys { before, done } => {
-                let _ = done.send(self.forget_keys(before));
-            }
-            Command::Close => self.is_closing = true,
-        }
-    }
-
     fn commit(&mut self, appends: Vec<Append>, bytes: u64) {
-        let store = match self.admit(bytes) {
-            Ok(store) => store,
-            Err(error) => return fail_all(appends, &error),
-        };
-        let window = self.dedupe_window;
-        let (cache, followers) = (&mut self.cache, &self.followers);
-        let mut plan = Plan::new(&store, cache, followers, self.next, window);
+        if let Err(error) = self.admit(bytes) {
+            return fail_all(appends, &error);
+        }
+        self.begin();
+        let first = self.next();
+        let mut plan = self.plan();
         let mut pending = Vec::with_capacity(appends.len());
         for mut append in appends {
             match plan.add(std::mem::take(&mut append.batch), &append.fingerprints) {
@@ -266,90 +235,119 @@ impl Committer {
                 Err(error) => append.fail(error),
             }
         }
-        let (batch, touched, planned, next) = plan.finish();
-        if !batch.is_empty()
-            && let Err(error) = self.write(batch)
+        let planned = plan.finish();
+        let noted = self.add_notes(NOTES);
+        if !self.batch.is_empty()
+            && let Err(error) = self.write(first, false)
         {
+            // Nobody saw them, and what may be on the disk is taken back.
+            lock(&self.shared.numbering).resume_at(first);
             for Pending { ack, .. } in pending {
                 let _ = ack.send(Err(error.clone()));
             }
             return;
         }
-        self.next = next;
-        self.shared.reached(next.sequence);
         let metrics = &self.shared.meters.metrics;
         metrics.deduplicated.inc_by(planned.repeated);
         if planned.records > 0 {
             #[allow(clippy::cast_precision_loss, reason = "a count for a histogram")]
             metrics.commit_records.observe(planned.records as f64);
         }
-        for touched in touched {
-            self.publish(touched);
-        }
-        self.shared.showed(self.next.sequence);
+        self.publish(planned.touched, planned.time, &noted);
         self.acknowledge(pending);
+        self.roll();
     }
 
-    /// Whether `bytes` may be written now, and to what.
-    fn admit(&mut self, bytes: u64) -> Result<Arc<Store>, Error> {
+    /// The sequence that is given out next.
+    fn next(&self) -> Sequence {
+        lock(&self.shared.numbering).next()
+    }
+
+    /// An empty batch, and numbers of topics that are still right.
+    fn begin(&mut self) {
+        self.batch.clear();
+        let index = lock(&self.shared.index);
+        if index.forgotten != self.forgotten {
+            self.forgotten = index.forgotten;
+            self.known.clear();
+        }
+    }
+
+    fn plan(&mut self) -> Plan<'_> {
+        Plan::new(
+            &self.shared,
+            &mut self.batch,
+            &mut self.known,
+            &mut self.next_tag,
+        )
+    }
+
+    /// Whether `bytes` may be written now.
+    fn admit(&mut self, bytes: u64) -> Result<(), Error> {
         match &self.mode {
             Mode::Ready => {}
-            Mode::Full | Mode::Broken => return Err(Error::Full),
+            Mode::Full => return Err(Error::Full),
             Mode::Failed(cause) => return Err(Error::Failed(cause.clone())),
+        }
+        if self.journal.end + bytes > JOURNAL_BYTES {
+            return Err(Error::Unavailable(
+                "the log waits for its journals to be sealed".into(),
+            ));
         }
         if !self.room.has(bytes) {
             self.set_mode(Mode::Full);
             return Err(Error::Full);
         }
-        self.writable()
+        Ok(())
     }
 
-    /// The database, once it keeps up with what was written before.
-    fn writable(&mut self) -> Result<Arc<Store>, Error> {
-        let Some(store) = self.store.clone() else {
-            return Err(Error::Full);
-        };
-        loop {
-            match store.is_behind() {
-                Ok(false) => return Ok(store),
-                Ok(true) => std::thread::sleep(Duration::from_millis(1)),
-                Err(error) => return Err(self.broken(error)),
+    /// Makes the batch durable.
+    fn write(&mut self, first: Sequence, is_note: bool) -> Result<(), Error> {
+        if let Err(error) = self.journal.reserve(self.batch.size(), is_note) {
+            // Nothing was written.
+            self.known.clear();
+            return Err(self.refused(error));
+        }
+        let started = Instant::now();
+        let written = self.journal.write(&mut self.batch, first);
+        let fsync_secs = &self.shared.meters.metrics.fsync_secs;
+        fsync_secs.observe(started.elapsed().as_secs_f64());
+        match written {
+            Ok(at) => {
+                self.base = at;
+                Ok(())
+            }
+            Err(error) => {
+                self.known.clear();
+                Err(self.broken(error))
             }
         }
     }
 
-    /// Makes a batch durable.
-    fn write(&mut self, batch: fjall::OwnedWriteBatch) -> Result<(), Error> {
-        let started = Instant::now();
-        let fault = self.faults.as_ref().map(Faults::before_commit);
-        let written = match fault {
-            Some(Err(error)) => Err(fjall::Error::Io(error)),
-            _ => batch.commit().and_then(|()| self.answer()),
-        };
-        let fsync_secs = &self.shared.meters.metrics.fsync_secs;
-        fsync_secs.observe(started.elapsed().as_secs_f64());
-        written.map_err(|error| self.broken(error))
-    }
-
-    /// What the disk answers to a write that it has done.
-    fn answer(&self) -> fjall::Result<()> {
-        let fault = self.faults.as_ref().map(Faults::after_commit);
-        fault.unwrap_or(Ok(())).map_err(fjall::Error::Io)
-    }
-
-    /// Notes that a write failed. Fjall takes no further write then; what failed may or may not be stored.
-    fn broken(&mut self, error: fjall::Error) -> Error {
-        let is_full = match &error {
-            fjall::Error::Io(error) => disk::is_full(error),
-            // Its worker failed, and it does not say why.
-            fjall::Error::Poisoned => self.room.is_short(),
-            _ => false,
-        };
-        if is_full {
-            self.set_mode(Mode::Broken);
-            return Error::Unavailable("the disk ran full during the write".into());
+    /// No room could be set aside.
+    fn refused(&mut self, error: io::Error) -> Error {
+        if disk::is_full(&error) {
+            self.set_mode(Mode::Full);
+            return Error::Full;
         }
-        let cause = error.to_string();
+        self.fail(error.to_string())
+    }
+
+    /// A write or a flush failed. What of it is on the disk is unknown; it is not shown to anybody.
+    fn broken(&mut self, error: io::Error) -> Error {
+        if !disk::is_full(&error) {
+            return self.fail(error.to_string());
+        }
+        match self.journal.clear() {
+            Ok(()) => {
+                self.set_mode(Mode::Full);
+                Error::Unavailable("the disk ran full during the write".into())
+            }
+            Err(error) => self.fail(error.to_string()),
+        }
+    }
+
+    fn fail(&mut self, cause: String) -> Error {
         self.set_mode(Mode::Failed(cause.clone()));
         Error::Failed(cause)
     }
@@ -357,7 +355,7 @@ impl Committer {
     fn set_mode(&mut self, mode: Mode) {
         let health = match &mode {
             Mode::Ready => Health::Ready,
-            Mode::Full | Mode::Broken => Health::Full,
+            Mode::Full => Health::Full,
             Mode::Failed(cause) => Health::Failed(cause.clone()),
         };
         self.mode = mode;
@@ -365,15 +363,123 @@ impl Committer {
         self.shared.set_health(health);
     }
 
-    /// Shows a topic's new records, durable now, to its followers.
-    fn publish(&mut self, touched: Touched) {
-        if touched.records > 0 {
-            let meters = &self.shared.meters;
-            meters.appended(touched.topic.space(), touched.records, touched.bytes);
-            self.followers
-                .show(&touched.topic, touched.next, &touched.shown);
+    /// Adds where topics begin to the batch, of up to `limit` topics of which no file says it.
+    fn add_notes(&mut self, limit: usize) -> Vec<Note> {
+        let index = lock(&self.shared.index);
+        let unnoted = index.unnoted(limit);
+        let floor = index.floor;
+        drop(index);
+        if unnoted.is_empty() {
+            return Vec::new();
         }
-        self.cache.put(touched.topic, touched.state);
+        self.batch.entry(|out| entry::put_floor(out, floor));
+        unnoted
+            .into_iter()
+            .map(|(id, topic, first)| {
+                let tag = self.tag_of(&topic, id);
+                self.batch
+                    .entry(|out| entry::put_topic(out, tag, &topic, first));
+                Note { id, tag, first }
+            })
+            .collect()
+    }
+
+    /// The topic's tag in this journal, which a topic that is new to it gets.
+    fn tag_of(&mut self, topic: &Topic, id: TopicId) -> u32 {
+        if let Some(known) = self.known.get(topic) {
+            return known.tag;
+        }
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        let known = KnownTopic { tag, id: Some(id) };
+        self.known.insert(topic.clone(), known);
+        tag
+    }
+
+    /// Writes where topics begin, as many as fit, and the log's tail; works on a full disk, as it is what makes room.
+    fn note(&mut self, is_due: bool) -> Result<(), Error> {
+        if let Mode::Failed(cause) = &self.mode {
+            return Err(Error::Failed(cause.clone()));
+        }
+        loop {
+            self.begin();
+            let noted = self.add_notes(NOTES_AT_ONCE);
+            let is_last = noted.len() < NOTES_AT_ONCE;
+            if self.batch.is_empty() && !is_due {
+                return Ok(());
+            }
+            if self.batch.is_empty() {
+                let floor = lock(&self.shared.index).floor;
+                self.batch.entry(|out| entry::put_floor(out, floor));
+            }
+            self.write(self.next(), true)?;
+            self.publish(Vec::new(), Timestamp(0), &noted);
+            self.roll();
+            if is_last {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Makes what is durable now readable, and shows it to followers. A feed that begins meanwhile begins before or behind it.
+    fn publish(&mut self, touched: Vec<Touched>, time: Timestamp, noted: &[Note]) {
+        let tail = self.next();
+        let mut followers = self.shared.followers.lock();
+        let mut index = lock(&self.shared.index);
+        let mut first = None;
+        for touched in &touched {
+            let id = match touched.id {
+                Some(id) => id,
+                None => index.enter(&touched.topic, touched.first),
+            };
+            if touched.is_defined {
+                index.define(self.slot, touched.tag, id);
+                index.note(id, touched.first, self.slot);
+            }
+            if let Some(known) = self.known.get_mut(&touched.topic) {
+                known.id = Some(id);
+            }
+            let base = self.base;
+            let records = touched.records.iter().map(|record| Committed {
+                spot: Spot {
+                    sequence: record.sequence,
+                    offset: u32::try_from(base + record.at as u64).unwrap_or(u32::MAX),
+                    bytes: record.bytes,
+                },
+                key: record.key,
+            });
+            let start = touched.records.first().map(|record| record.sequence);
+            first = [first, start].into_iter().flatten().min();
+            index.append(id, self.slot, touched.tag, records);
+        }
+        for note in noted {
+            index.define(self.slot, note.tag, note.id);
+            index.noted(note.id, note.first, self.slot);
+        }
+        if let Some(file) = index.files.get_mut(&self.slot) {
+            file.size = self.journal.end;
+            if let Some(first) = first {
+                file.note_time(first, time);
+            }
+            if touched.iter().any(|touched| touched.has_keys()) {
+                file.newest_key = time;
+            }
+        }
+        index.tail = tail;
+        drop(index);
+        self.shared.set_tail(tail);
+        for touched in touched {
+            let meters = &self.shared.meters;
+            let records = touched.records.len() as u64;
+            let bytes = touched.records.iter().map(|record| u64::from(record.bytes));
+            meters.appended(touched.topic.space(), records, bytes.sum());
+            if followers.has(&touched.topic) && records > 0 {
+                let topic = touched.topic.clone();
+                let (next, shown) = touched.into_shown();
+                followers.show(&topic, next, &shown);
+            }
+        }
+        self.shared.showed(tail);
     }
 
     fn acknowledge(&self, pending: Vec<Pending>) {
@@ -389,139 +495,61 @@ impl Committer {
         }
     }
 
-    fn follow(
-        &mut self,
-        topic: Topic,
-        token: u64,
-        follower: Weak<dyn Follower>,
-    ) -> Result<(), Error> {
-        // The tail is not known until the database is open again.
-        self.store.as_ref().ok_or_else(reopening)?;
-        self.followers
-            .add(topic, token, follower, self.next.sequence);
-        Ok(())
-    }
-
-    /// Drops the topic's `oldest` records; some may be gone by now. Not flushed: a trim that a power cut undoes is
-    /// repeated. Works on a full disk, as it is what makes room.
-    fn trim(&mut self, topic: Topic, oldest: &[Sequence]) -> Result<bool, Error> {
-        let store = self.trimmable()?;
-        if self.shared.is_held() {
-            return Ok(false);
+    /// Goes on in another journal when this one is large enough; it is sealed beside the commits. While many wait for that, or no
+    /// file can be made, this one grows.
+    fn roll(&mut self) {
+        let is_due = self.journal.end >= self.journal_bytes;
+        if !is_due || self.shared.unsealed.load(Ordering::Acquire) >= UNSEALED {
+            return;
         }
-        let Some(mut state) = self.cache.get(&store, &topic)? else {
-            return Ok(true);
+        let spare = lock(&self.shared.spare).take();
+        let next = match spare {
+            Some(spare) => Ok(spare),
+            None => self.shared.make_journal(),
         };
-        let gone = oldest.partition_point(|sequence| *sequence < state.first);
-        let Some((last, _)) = oldest[gone..].split_last() else {
-            return Ok(true);
-        };
-        let mut batch = store.batch().durability(Some(fjall::PersistMode::Buffer));
-        for sequence in &oldest[gone..] {
-            batch.remove(&store.records, layout::record_key(state.id, *sequence));
-        }
-        state.first = last.next();
-        let entry = state.entry().encode();
-        batch.insert(&store.topics, layout::topic_key(&topic), entry);
-        batch.commit().map_err(|error| self.broken(error))?;
-        let dropped = (oldest.len() - gone) as u64;
-        self.shared.meters.trimmed(topic.space(), dropped);
-        self.cache.put(topic, state);
-        Ok(true)
-    }
-
-    /// Holds trims back. Not on a full disk: they make room there.
-    fn hold(&self) -> Result<(Hold, Next), Error> {
-        match self.mode {
-            Mode::Full | Mode::Broken => Err(Error::Full),
-            Mode::Ready | Mode::Failed(_) => Ok((Hold::new(self.shared.clone()), self.next)),
-        }
-    }
-
-    /// Forgets up to [`STEP`] keys used before `before`.
-    fn forget_keys(&mut self, before: Timestamp) -> Result<bool, Error> {
-        let store = self.trimmable()?;
-        let expiries = store.expiries(&self.forgotten, before, STEP)?;
-        let mut batch = store.batch().durability(Some(fjall::PersistMode::Buffer));
-        for expiry in &expiries {
-            let (time, key) = layout::expiry_of(expiry)?;
-            // A key used again after its window has a later expiry of its own.
-            if store.known(key)?.is_some_and(|known| known.time == time) {
-                batch.remove(&store.keys, key);
+        match next {
+            Ok(next) => self.switch(next),
+            Err(error) => {
+                tracing::warn!(%error, "no further journal can be made now; the log goes on in the last one")
             }
-            batch.remove(&store.expiry, expiry.clone());
-        }
-        batch.commit().map_err(|error| self.broken(error))?;
-        if let Some(last) = expiries.last() {
-            self.forgotten = last.to_vec();
-        }
-        Ok(expiries.len() == STEP)
-    }
-
-    fn trimmable(&mut self) -> Result<Arc<Store>, Error> {
-        match &self.mode {
-            Mode::Ready | Mode::Full => self.writable(),
-            Mode::Broken => Err(reopening()),
-            Mode::Failed(cause) => Err(Error::Failed(cause.clone())),
         }
     }
 
-    /// Looks whether the disk has room again, and goes on if so.
-    fn recover(&mut self) {
-        if !self.room.is_back() {
-            return;
-        }
-        if matches!(self.mode, Mode::Broken) {
-            self.reopen();
-        } else {
-            self.set_mode(Mode::Ready);
-        }
+    fn switch(&mut self, next: Journal) {
+        let slot = self.shared.take_slot();
+        let file = journal_file(&next);
+        lock(&self.shared.index).files.insert(slot, file);
+        self.journal = next;
+        let sealed = std::mem::replace(&mut self.slot, slot);
+        self.known.clear();
+        self.next_tag = 0;
+        self.shared.seal_later(sealed);
     }
 
-    /// Opens the database anew after a write that found the disk full. Readers get [`Error::Unavailable`] meanwhile. Tried
-    /// again later when readers still hold the old one, or when the disk is full again.
-    fn reopen(&mut self) {
-        self.store = None;
-        if !self.shared.release_store() {
-            return;
-        }
-        match Store::open(&self.dir, self.cache_bytes) {
-            Ok(store) => self.resume(Arc::new(store)),
-            Err(crate::log::OpenError::Directory { cause, .. }) if disk::is_full(&cause) => {}
-            Err(error) => self.set_mode(Mode::Failed(error.to_string())),
-        }
-    }
-
-    fn resume(&mut self, store: Arc<Store>) {
-        let next = match store.next() {
-            Ok(next) => next,
-            Err(error) => return self.set_mode(Mode::Failed(error.to_string())),
-        };
-        if next.sequence > self.next.sequence {
-            // What failed is stored after all, and nobody was shown it.
-            self.followers.skip_to(next.sequence);
-        }
-        self.next = next;
-        self.shared.reached(next.sequence);
-        self.cache.clear();
-        self.store = Some(store.clone());
-        self.shared.set_store(store);
-        self.set_mode(Mode::Ready);
-    }
-
-    /// Makes everything durable and lets go of the directory.
+    /// Puts the journal away. Everything that was acknowledged is durable already.
     fn close(mut self) {
-        if let Some(store) = self.store.take()
-            && matches!(self.mode, Mode::Ready | Mode::Full)
-            && let Err(error) = store.persist()
-        {
-            tracing::error!(%error, "the log's last flush failed");
-        }
-        while !self.shared.release_store() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        self.shared.release_dir();
-        self.shared.set_health(Health::Closed);
+        // It is noted again after a start that does not find it.
+        let _ = self.note(false);
+        // Room that was set aside is given back; a start sets aside its own.
+        let _ = self.journal.file.set_len(self.journal.end);
+    }
+}
+
+/// A journal's entry in the index.
+pub(super) fn journal_file(journal: &Journal) -> File {
+    File {
+        number: journal.number,
+        kind: FileKind::Journal {
+            file: journal.file.clone(),
+            keys: JournalKeys::default(),
+            topics: Vec::new(),
+        },
+        size: journal.end,
+        live_bytes: 0,
+        fixed_bytes: 0,
+        times: Vec::new(),
+        newest_key: Timestamp(0),
+        is_damaged: false,
     }
 }
 

@@ -1,24 +1,186 @@
-//! The disk below the engine: its lock, its free space, what the log takes on it, and what its errors mean.
+//! The disk below the engine: the seam by which it is reached, the directory's lock, its free space, what its errors mean.
+//!
+//! The engine touches files through [`Disk`] and [`DiskFile`] only, so that tests put a disk below it that fails, is full, is slow
+//! or forgets; [`System`] is the real one.
 
 use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
+    fmt, fs, io,
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use rustix::{
-    fs::{FlockOperation, flock, statvfs},
+    fs::{FallocateFlags, FlockOperation, fallocate, flock, statvfs},
     io::Errno,
 };
 
-use super::Faults;
 use crate::log::OpenError;
 
 /// How long a look at the free space stays good.
 const FRESH: Duration = Duration::from_millis(100);
 /// The least room worth trying again with when no other bound is set.
 const LEAST_ROOM_BYTES: u64 = 1024 * 1024;
+
+/// What the engine asks of a file system. All calls block.
+pub trait Disk: fmt::Debug + Send + Sync + 'static {
+    /// Makes a file that is not there yet, for its owner only.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Opens a file for reading and, where `writes`, writing.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    fn open(&self, path: &Path, writes: bool) -> io::Result<Arc<dyn DiskFile>>;
+
+    /// Gives a file another name, replacing what has it.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file's name.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the names in a directory durable.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Bytes that may still be written below `dir`; none when the disk does not say.
+    fn free_bytes(&self, dir: &Path) -> Option<u64>;
+}
+
+/// An open file. Positions and lengths are bytes.
+pub trait DiskFile: fmt::Debug + Send + Sync + 'static {
+    /// Reads until `buf` is full or the file ends; returns how much that was.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
+
+    /// Writes all of `bytes`.
+    ///
+    /// # Errors
+    /// As the operating system reports; some of it may be written then.
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes what was written durable.
+    ///
+    /// # Errors
+    /// As the operating system reports; what is durable is unknown then.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Sets room aside up to `len`, so that writing there needs no further room. The file reads as zeros there.
+    ///
+    /// # Errors
+    /// As the operating system reports; nothing changed for what is written already.
+    fn allocate(&self, len: u64) -> io::Result<()>;
+
+    /// Cuts or lengthens the file; what is added reads as zeros.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// The file's size.
+    ///
+    /// # Errors
+    /// As the operating system reports.
+    fn size(&self) -> io::Result<u64>;
+}
+
+/// The file system of this machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct System;
+
+impl Disk for System {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        Ok(Arc::new(SystemFile(options.open(path)?)))
+    }
+
+    fn open(&self, path: &Path, writes: bool) -> io::Result<Arc<dyn DiskFile>> {
+        let mut options = fs::OpenOptions::new();
+        options.read(true).write(writes);
+        Ok(Arc::new(SystemFile(options.open(path)?)))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        fs::File::open(dir)?.sync_all()
+    }
+
+    fn free_bytes(&self, dir: &Path) -> Option<u64> {
+        let stat = statvfs(dir).ok()?;
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+#[derive(Debug)]
+struct SystemFile(fs::File);
+
+impl DiskFile for SystemFile {
+    fn read_at(&self, mut buf: &mut [u8], mut offset: u64) -> io::Result<usize> {
+        let wanted = buf.len();
+        while !buf.is_empty() {
+            match self.0.read_at(buf, offset) {
+                Ok(0) => break,
+                Ok(read) => {
+                    buf = &mut buf[read..];
+                    offset += read as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(wanted - buf.len())
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_all_at(bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn allocate(&self, len: u64) -> io::Result<()> {
+        let now = self.0.metadata()?.len();
+        if len <= now {
+            return Ok(());
+        }
+        match fallocate(&self.0, FallocateFlags::empty(), now, len - now) {
+            // A file system that cannot: room is taken as it is written.
+            Err(Errno::OPNOTSUPP) => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+}
 
 /// The data directory, held for this process until dropped.
 #[derive(Debug)]
@@ -27,13 +189,13 @@ pub(super) struct DirLock {
 }
 
 impl DirLock {
-    /// Creates `dir` if needed and takes it.
+    /// Creates `dir` if needed, for its owner only, and takes it.
     pub(super) fn acquire(dir: &Path) -> Result<Self, OpenError> {
         let unusable = |cause| OpenError::Directory {
             path: dir.into(),
             cause,
         };
-        fs::create_dir_all(dir).map_err(unusable)?;
+        make_dir(dir).map_err(unusable)?;
         let file = fs::OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -55,22 +217,30 @@ impl Drop for DirLock {
     }
 }
 
+/// Makes a directory, and those above it, for their owner only; one that is there stays as it is.
+pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+}
+
 /// Watches the free space of the data directory.
 #[derive(Debug)]
 pub(super) struct Room {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
     min_free_bytes: u64,
-    faults: Option<Faults>,
     /// When the disk was last looked at, and how much may be written before it is looked at again.
     looked: Option<(Instant, u64)>,
 }
 
 impl Room {
-    pub(super) const fn new(dir: PathBuf, min_free_bytes: u64, faults: Option<Faults>) -> Self {
+    pub(super) const fn new(disk: Arc<dyn Disk>, dir: PathBuf, min_free_bytes: u64) -> Self {
         Self {
+            disk,
             dir,
             min_free_bytes,
-            faults,
             looked: None,
         }
     }
@@ -87,7 +257,8 @@ impl Room {
         }
         let spare = self.free_bytes().saturating_sub(self.min_free_bytes);
         self.looked = Some((Instant::now(), spare / 2));
-        spare >= bytes
+        // What is set aside already takes no further room, so a disk without a bound may be full to its last byte.
+        spare >= bytes || self.min_free_bytes == 0
     }
 
     /// Whether there is enough room to start again after the disk was full. More than [`Room::has`] asks for, so that the
@@ -98,26 +269,10 @@ impl Room {
         self.free_bytes() >= wanted.max(LEAST_ROOM_BYTES)
     }
 
-    /// Whether the disk is as full as a write that failed would find it.
-    pub(super) fn is_short(&self) -> bool {
-        self.free_bytes() < self.min_free_bytes.max(LEAST_ROOM_BYTES)
-    }
-
     /// Free bytes of the disk; all there can be when the disk does not say.
     fn free_bytes(&self) -> u64 {
-        if let Some(faults) = &self.faults
-            && let Some(free_bytes) = faults.free_bytes()
-        {
-            return free_bytes;
-        }
-        free_bytes(&self.dir).unwrap_or(u64::MAX)
+        self.disk.free_bytes(&self.dir).unwrap_or(u64::MAX)
     }
-}
-
-/// Bytes that may still be written to the disk of `dir`; `None` when it does not say.
-pub(super) fn free_bytes(dir: &Path) -> Option<u64> {
-    let stat = statvfs(dir).ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
 /// Whether `error` says that the disk, or the quota on it, is full.
@@ -141,11 +296,6 @@ pub(super) fn used_bytes(dir: &Path) -> u64 {
             Err(_) => 0,
         })
         .sum()
-}
-
-/// Makes the names in `dir` durable.
-pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
-    fs::File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]

@@ -1,73 +1,66 @@
 //! Reading the whole log as it was at one position, for a backup.
 //!
-//! A snapshot of the database held all along would do the same, but the database keeps everything that is written meanwhile in
-//! memory for it. So nothing is dropped while an export runs ([`Hold`]), and each page is read from a short view of its own:
-//! what lies before the tail cannot change then.
+//! What lies before the tail cannot change while nothing is dropped, so nothing is while an export runs ([`Hold`]); what is sealed or
+//! written once more meanwhile is the same records in another file.
 
-use std::{
-    ops::ControlFlow,
-    path::Path,
-    sync::{Arc, mpsc},
-};
-
-use tokio::sync::oneshot;
+use std::{collections::BTreeMap, ops::ControlFlow, path::Path, sync::Arc};
 
 use super::{
-    committer::Command,
+    Ground, Opened,
     disk::DirLock,
-    layout::{self, TopicEntry},
-    plan::Next,
+    files::{DIR, identity_path},
+    index::{FileKind, Place},
+    keys, lock, read,
+    seal::known_of,
     shared::Shared,
-    store::Store,
 };
-use crate::log::{
-    Error, Health, OpenError, Sequence, Space, Topic,
-    export::{Export, Exporter, Item, Size},
+use crate::{
+    config,
+    log::{
+        Error, Health, OpenError, Sequence, Space, Topic,
+        dedupe::Known,
+        export::{Export, Exporter, Item, Size},
+    },
+    telemetry::Metrics,
 };
 
 /// Topics looked up at a time.
 const TOPICS_PAGE: usize = 256;
-/// Bytes of records after which a page ends; it holds at least one record.
-const PAGE_BYTES: usize = 4 * 1024 * 1024;
-/// Idempotency keys of a page.
-const KEYS_PAGE: usize = 16 * 1024;
-/// Memory for reading a log that no process has open.
-const CACHE_BYTES: u64 = 16 * 1024 * 1024;
 
-/// Begins exports of a running log.
-pub(super) struct Exports {
-    commands: mpsc::Sender<Command>,
-}
+/// Starts exports of a running log.
+pub(super) struct Running(pub(super) Arc<Shared>);
 
-impl Exports {
-    pub(super) const fn new(commands: mpsc::Sender<Command>) -> Self {
-        Self { commands }
-    }
-}
-
-impl Exporter for Exports {
+impl Exporter for Running {
     fn begin(&self) -> Result<Box<dyn Export>, Error> {
-        let (done, answer) = oneshot::channel();
-        self.commands
-            .send(Command::Hold { done })
-            .map_err(|_| Error::Closed)?;
-        let (hold, next) = answer.blocking_recv().unwrap_or(Err(Error::Closed))?;
-        Ok(Box::new(Snapshot {
-            source: Source::Running(hold),
-            next,
-        }))
+        self.0.check_reads()?;
+        if *self.0.health.borrow() == Health::Full {
+            return Err(Error::Full);
+        }
+        Ok(Box::new(Whole::of(self.0.clone())))
     }
 }
 
-/// While it lives, nothing is trimmed.
-pub(super) struct Hold(Arc<Shared>);
-
-impl Hold {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        shared.hold();
-        Self(shared)
+/// The log in `dir`, which no process has open; it stays closed to others until the export is dropped.
+///
+/// # Errors
+/// See [`OpenError`]; [`OpenError::InUse`] when a process has it open.
+pub fn open(dir: &Path) -> Result<Box<dyn Export>, OpenError> {
+    if !identity_path(&dir.join(DIR)).exists() {
+        super::check_restored(dir)?;
+        super::recover::check_former(dir)?;
+        return Err(OpenError::Missing { path: dir.into() });
     }
+    let lock = DirLock::acquire(dir)?;
+    let config = config::Log {
+        dir: dir.into(),
+        ..config::Log::default()
+    };
+    let opened = Opened::open(&config, Metrics::new(), Ground::default(), lock)?;
+    Ok(Box::new(Whole::of(opened.shared)))
 }
+
+/// While it lives, nothing is dropped.
+struct Hold(Arc<Shared>);
 
 impl Drop for Hold {
     fn drop(&mut self) {
@@ -76,117 +69,49 @@ impl Drop for Hold {
 }
 
 /// The log at one position.
-struct Snapshot {
-    source: Source,
-    /// What was given out next when it began.
-    next: Next,
+struct Whole {
+    hold: Hold,
+    tail: Sequence,
 }
 
-enum Source {
-    Running(Hold),
-    /// Closed before the directory is let go.
-    Stopped {
-        store: Store,
-        _lock: DirLock,
-    },
-}
-
-/// The log in `dir`, which no process has open; it stays closed to others until the export is dropped.
-///
-/// # Errors
-/// See [`OpenError`]; [`OpenError::InUse`] when a process has it open.
-pub fn open_export(dir: &Path) -> Result<Box<dyn Export>, OpenError> {
-    let unusable = |cause| OpenError::Directory {
-        path: dir.into(),
-        cause,
-    };
-    // Opening would make one.
-    std::fs::metadata(dir.join("db")).map_err(unusable)?;
-    let lock = DirLock::acquire(dir)?;
-    let store = Store::open(dir, CACHE_BYTES)?;
-    let next = store.next().map_err(|error| OpenError::Storage {
-        path: dir.into(),
-        cause: error.to_string(),
-    })?;
-    Ok(Box::new(Snapshot {
-        source: Source::Stopped { store, _lock: lock },
-        next,
-    }))
-}
-
-/// Why showing the pieces ended early.
-enum Ended {
-    /// The caller has seen enough.
-    Broken,
-    Failed(Error),
-}
-
-impl From<Error> for Ended {
-    fn from(error: Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
-type Show<'a> = dyn FnMut(Item<'_>) -> ControlFlow<()> + 'a;
-
-/// Shows a piece.
-fn shown(show: &mut Show<'_>, item: Item<'_>) -> Result<(), Ended> {
-    if show(item).is_break() {
-        return Err(Ended::Broken);
-    }
-    Ok(())
-}
-
-impl Export for Snapshot {
-    fn tail(&self) -> Sequence {
-        self.next.sequence
-    }
-
-    fn size(&self) -> Result<Size, Error> {
-        let mut size = Size::default();
-        self.topics(|topic, _| {
-            size.topics += 1;
-            size.bytes += self.read(|store| store.bytes(topic, self.tail()))?;
-            Ok::<_, Error>(())
-        })?;
-        Ok(size)
-    }
-
-    fn visit(&self, show: &mut Show<'_>) -> Result<(), Error> {
-        let ended = self.topics(|topic, entry| {
-            let topic = Item::Topic {
-                space: topic.space(),
-                name: topic.name(),
-                first: entry.first,
-            };
-            shown(show, topic)?;
-            self.records(entry, show)?;
-            self.keys(entry, show)
-        });
-        match ended {
-            Ok(()) | Err(Ended::Broken) => Ok(()),
-            Err(Ended::Failed(error)) => Err(error),
+impl Whole {
+    fn of(shared: Arc<Shared>) -> Self {
+        // A trim under way ends first: what it drops is not part of this.
+        let trimming = lock(&shared.trimming);
+        shared.hold();
+        let tail = lock(&shared.index).tail;
+        drop(trimming);
+        Self {
+            hold: Hold(shared),
+            tail,
         }
     }
-}
 
-impl Snapshot {
-    fn topics<E: From<Error>>(
+    fn shared(&self) -> Result<&Shared, Error> {
+        let shared = &*self.hold.0;
+        shared.check_reads()?;
+        if *shared.health.borrow() == Health::Full {
+            return Err(Error::Full);
+        }
+        Ok(shared)
+    }
+
+    /// Every topic that had a record before the tail.
+    fn each_topic(
         &self,
-        mut show: impl FnMut(&Topic, TopicEntry) -> Result<(), E>,
-    ) -> Result<(), E> {
+        mut show: impl FnMut(&Topic) -> Result<ControlFlow<()>, Error>,
+    ) -> Result<(), Error> {
         for space in Space::ALL {
             let mut after: Option<Topic> = None;
             loop {
-                let page = self.read(|store| store.topics(space, after.as_ref(), TOPICS_PAGE))?;
+                let shared = self.shared()?;
+                let page = lock(&shared.index).topics(space, after.as_ref(), TOPICS_PAGE);
                 let Some(last) = page.last().cloned() else {
                     break;
                 };
                 for topic in page {
-                    // Topics that came later are not part of it.
-                    let entry = self.read(|store| store.topic(&topic))?;
-                    if let Some(entry) = entry.filter(|entry| entry.id < self.next.topic_id) {
-                        show(&topic, entry)?;
+                    if self.is_part(&topic)? && show(&topic)?.is_break() {
+                        return Ok(());
                     }
                 }
                 after = Some(last);
@@ -195,58 +120,125 @@ impl Snapshot {
         Ok(())
     }
 
-    fn records(&self, entry: TopicEntry, show: &mut Show<'_>) -> Result<(), Ended> {
-        let mut from = entry.first;
+    /// Topics that came later are not part of it.
+    fn is_part(&self, topic: &Topic) -> Result<bool, Error> {
+        let index = lock(&self.shared()?.index);
+        let state = index.find(topic);
+        Ok(state.is_some_and(|state| match state.oldest() {
+            Some(oldest) => oldest < self.tail,
+            None => state.first.sequence <= self.tail,
+        }))
+    }
+
+    fn topic(
+        &self,
+        topic: &Topic,
+        show: &mut dyn FnMut(Item<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Error> {
+        let first = lock(&self.shared()?.index).first_of(topic).sequence;
+        let shown = show(Item::Topic {
+            space: topic.space(),
+            name: topic.name(),
+            first,
+        });
+        if shown.is_break() {
+            return Ok(shown);
+        }
+        let mut at = first;
         loop {
-            let page = self.read(|store| store.stored(entry.id, from..self.tail(), PAGE_BYTES))?;
-            let Some((last, _)) = page.last() else {
-                return Ok(());
-            };
-            from = last.next();
-            for (sequence, value) in &page {
-                let record = Item::Record {
-                    sequence: *sequence,
-                    stored: layout::stored_of(value)?,
-                };
-                shown(show, record)?;
+            let shared = self.shared()?;
+            let mut flow = ControlFlow::Continue(());
+            let next = read::stored(shared, topic, at, self.tail, |sequence, stored| {
+                flow = show(Item::Record { sequence, stored });
+                flow.is_continue()
+            })?;
+            if flow.is_break() {
+                return Ok(flow);
+            }
+            match next {
+                Some(next) => at = next,
+                None => return self.keys(topic, show),
             }
         }
     }
 
-    fn keys(&self, entry: TopicEntry, show: &mut Show<'_>) -> Result<(), Ended> {
-        let mut after = None;
-        loop {
-            let page = self.read(|store| store.keys_of(entry.id, after, KEYS_PAGE))?;
-            let Some((last, _)) = page.last() else {
-                return Ok(());
-            };
-            after = Some(*last);
-            for (hash, known) in page {
-                // Used since; whatever it was used for before had expired.
-                if known.sequence >= self.tail() {
-                    continue;
-                }
-                let key = Item::Key {
-                    hash,
-                    sequence: known.sequence,
-                    time: known.time,
-                    content: known.content,
-                };
-                shown(show, key)?;
+    fn keys(
+        &self,
+        topic: &Topic,
+        show: &mut dyn FnMut(Item<'_>) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, Error> {
+        for (hash, known) in keys_of(self.shared()?, topic)? {
+            // Used since; whatever it was used for before had expired.
+            if known.sequence >= self.tail {
+                continue;
+            }
+            let shown = show(Item::Key {
+                hash,
+                sequence: known.sequence,
+                time: known.time,
+                content: known.content,
+            });
+            if shown.is_break() {
+                return Ok(shown);
             }
         }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+impl Export for Whole {
+    fn tail(&self) -> Sequence {
+        self.tail
     }
 
-    /// One read. The database of a running log is held no longer than that, as it may have to be opened anew or closed.
-    fn read<T>(&self, read: impl FnOnce(&Store) -> Result<T, Error>) -> Result<T, Error> {
-        match &self.source {
-            Source::Running(Hold(shared)) => {
-                if *shared.health.borrow() == Health::Full {
-                    return Err(Error::Full);
-                }
-                read(&*shared.store()?)
+    fn size(&self) -> Result<Size, Error> {
+        let mut size = Size::default();
+        self.each_topic(|topic| {
+            size.topics += 1;
+            let index = lock(&self.shared()?.index);
+            size.bytes += index.find(topic).map_or(0, |state| state.bytes);
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(size)
+    }
+
+    fn visit(&self, show: &mut dyn FnMut(Item<'_>) -> ControlFlow<()>) -> Result<(), Error> {
+        self.each_topic(|topic| self.topic(topic, show))
+    }
+}
+
+/// The newest use of each of a topic's idempotency keys.
+fn keys_of(shared: &Shared, topic: &Topic) -> Result<BTreeMap<[u8; 16], Known>, Error> {
+    let unreadable = |error: std::io::Error| Error::Unavailable(error.to_string());
+    let mut all = BTreeMap::new();
+    let index = lock(&shared.index);
+    let places = index.find(topic).map(|state| state.places.clone());
+    let mut journals = Vec::new();
+    let mut segments = Vec::new();
+    for place in places.unwrap_or_default() {
+        let file = index.files.get(&place.slot()).map(|file| &file.kind);
+        match (file, place) {
+            (Some(FileKind::Journal { file, keys, .. }), Place::Journal { tag, .. }) => {
+                journals.push((file.clone(), keys.of_tag(tag)));
             }
-            Source::Stopped { store, .. } => read(store),
+            (Some(FileKind::Segment { file, .. }), Place::Segment { place, .. }) => {
+                segments.push((file.clone(), place));
+            }
+            _ => {}
         }
     }
+    drop(index);
+    for (file, place) in segments {
+        let file = file.open().map_err(unreadable)?;
+        all.extend(keys::read(&*file, &place)?);
+    }
+    for (file, offsets) in journals {
+        for (key, offset) in offsets {
+            let bytes = read::entry_at(&*file, u64::from(offset)).map_err(unreadable)?;
+            if let Some(known) = known_of(&bytes) {
+                all.insert(key, known);
+            }
+        }
+    }
+    Ok(all)
 }

@@ -1,32 +1,37 @@
 //! Writing a log from the pieces of an [`Export`](crate::log::export::Export), into a directory that holds none.
+//!
+//! Pieces come topic by topic, which is how segments hold them: a restore writes segments and nothing else. The log goes on in a new
+//! journal, far behind the archive's tail: the log that was replaced may have given out the numbers between.
 
 use std::{
-    fs,
+    collections::HashSet,
+    fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
-
-use bytes::Bytes;
-use fjall::{OwnedWriteBatch, PersistMode, UserKey, UserValue};
 
 use super::{
-    disk::{self, DirLock},
-    layout::{self, TopicEntry},
-    store::Store,
+    disk::{self, DirLock, Disk, System},
+    entry::{self, First},
+    files::{self, segment_path},
+    identity::Identity,
+    journal::{Batch, Journal},
+    segment::{Builder, Origin},
 };
-use crate::log::{
-    Error, OpenError, Sequence, Timestamp, Topic, decode, dedupe::Known, export::Item,
-};
+use crate::log::{Error, LogId, OpenError, Sequence, Topic, dedupe::Known, export::Item};
 
-/// Bytes written at once, beyond the last piece.
-const BATCH_BYTES: usize = 4 * 1024 * 1024;
-/// Memory for what is read back meanwhile, which is little.
-const CACHE_BYTES: u64 = 8 * 1024 * 1024;
 /// Where everything is until it is whole. No log opens beside it.
 pub(super) const RESTORING: &str = "restoring";
 /// What may be in a directory that counts as empty: its own lock, and what a file system keeps at its root.
 const IGNORED: [&str; 2] = ["lock", "lost+found"];
 /// What a restore makes.
-const RESTORED: [&str; 3] = ["db", "files", RESTORING];
+const RESTORED: [&str; 3] = [files::DIR, "files", RESTORING];
+/// Bytes of a segment, beyond the last record.
+const SEGMENT_BYTES: u64 = 32 * 1024 * 1024;
+/// Idempotency keys of a topic that are gathered before they are written.
+const KEYS: usize = 256 * 1024;
+/// Numbers that are left out behind the archive's tail.
+const GAP: u64 = 1 << 32;
 
 /// A directory that is being filled. Everything is staged inside it, so that it may be the root of a volume, and a log opens
 /// there only after [`Self::commit`]. Dropping it before takes everything back.
@@ -61,13 +66,13 @@ impl Restoring {
             return Err(error);
         }
         remove_restored(dir)
-            .and_then(|()| fs::create_dir(restoring.path()))
-            .and_then(|()| disk::sync_dir(dir))
+            .and_then(|()| disk::make_dir(&restoring.path()))
+            .and_then(|()| System.sync_dir(dir))
             .map_err(|cause| unusable(dir, cause))?;
         Ok(restoring)
     }
 
-    /// Where to put what is restored: `db`, made by [`Import`], and `files`.
+    /// Where to put what is restored: the log, made by [`Import`], and `files`.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         self.dir.join(RESTORING)
@@ -80,23 +85,22 @@ impl Restoring {
     pub fn commit(mut self) -> Result<(), OpenError> {
         let staged = self.path();
         let moved = || {
-            for name in ["files", "db"] {
+            for name in ["files", files::DIR] {
                 if staged.join(name).exists() {
                     fs::rename(staged.join(name), self.dir.join(name))?;
                 }
             }
-            disk::sync_dir(&self.dir)?;
+            System.sync_dir(&self.dir)?;
             // This is the step that counts: before it the directory opens for nobody.
             fs::remove_dir(&staged)?;
-            disk::sync_dir(&self.dir)
+            System.sync_dir(&self.dir)
         };
         moved().map_err(|cause| unusable(&self.dir, cause))?;
         if let Some(parent) = self.dir.parent().filter(|_| !self.was_there) {
             // A name that is lost to a power cut takes the directory along; some parents cannot be opened.
-            let _ = disk::sync_dir(match parent.as_os_str().is_empty() {
-                true => Path::new("."),
-                false => parent,
-            });
+            let is_here = parent.as_os_str().is_empty();
+            let parent = if is_here { Path::new(".") } else { parent };
+            let _ = System.sync_dir(parent);
         }
         self.is_done = true;
         Ok(())
@@ -153,39 +157,51 @@ fn unusable(dir: &Path, cause: std::io::Error) -> OpenError {
 
 /// A log in the making.
 pub struct Import {
-    store: Store,
+    disk: Arc<dyn Disk>,
+    dir: PathBuf,
+    id: LogId,
     tail: Sequence,
+    builder: Option<Builder>,
+    next_number: u64,
     topic: Option<Filling>,
-    next_id: u64,
-    batch: OwnedWriteBatch,
-    batch_bytes: usize,
-    value: Vec<u8>,
+    topics: HashSet<Topic>,
+    entry: Vec<u8>,
 }
 
 /// The topic that pieces go to.
 struct Filling {
-    id: u64,
+    topic: Topic,
+    first: Sequence,
     /// The lowest position of the next record.
     next: Sequence,
-    /// Where it starts; see [`layout`].
-    start: u64,
+    keys: Vec<([u8; 16], Known)>,
+    /// Whether the segment has its group.
+    is_begun: bool,
 }
 
 impl Import {
-    /// Begins a log in `dir` that will end at `tail`.
+    /// Begins a log in `dir` of which the archive ends at `tail`.
     ///
     /// # Errors
     /// See [`OpenError`].
     pub fn create(dir: &Path, tail: Sequence) -> Result<Self, OpenError> {
-        let store = Store::open(dir, CACHE_BYTES)?;
+        let disk: Arc<dyn Disk> = Arc::new(System);
+        let dir = dir.join(files::DIR);
+        let gap = tail..Sequence(tail.0.saturating_add(GAP));
+        let identity = Identity::new(vec![gap]);
+        disk::make_dir(&dir)
+            .and_then(|()| identity.write(&*disk, &dir))
+            .map_err(|cause| unusable(&dir, cause))?;
         Ok(Self {
-            batch: buffered(&store),
-            store,
+            disk,
+            dir,
+            id: identity.id,
             tail,
+            builder: None,
+            next_number: 1,
             topic: None,
-            next_id: 1,
-            batch_bytes: 0,
-            value: Vec::new(),
+            topics: HashSet::new(),
+            entry: Vec::new(),
         })
     }
 
@@ -197,9 +213,9 @@ impl Import {
         match item {
             Item::Topic { space, name, first } => {
                 let topic = Topic::new(space, name).map_err(|_| wrong("a topic's name"))?;
-                self.topic(&topic, first)?;
+                self.topic(topic, first)
             }
-            Item::Record { sequence, stored } => self.record(sequence, stored)?,
+            Item::Record { sequence, stored } => self.record(sequence, stored),
             Item::Key {
                 hash,
                 sequence,
@@ -211,80 +227,128 @@ impl Import {
                     time,
                     content,
                 };
-                self.key(hash, &known)?;
+                self.key(hash, known)
             }
-        }
-        match self.batch_bytes >= BATCH_BYTES {
-            true => self.write(),
-            false => Ok(()),
         }
     }
 
-    fn topic(&mut self, topic: &Topic, first: Sequence) -> Result<(), Error> {
-        // What is still to be written has to be seen.
-        self.write()?;
-        if first > self.tail || self.store.topic(topic)?.is_some() {
+    fn topic(&mut self, topic: Topic, first: Sequence) -> Result<(), Error> {
+        self.end_topic()?;
+        if first > self.tail || !self.topics.insert(topic.clone()) {
             return Err(wrong("a topic"));
         }
-        let id = self.next_id;
-        self.next_id += 1;
-        let (key, entry) = (layout::topic_key(topic), TopicEntry { id, first }.encode());
-        self.batch_bytes += key.len() + entry.len();
-        self.batch.insert(&self.store.topics, key, entry);
         self.topic = Some(Filling {
-            id,
+            topic,
+            first,
             next: first,
-            start: 0,
+            keys: Vec::new(),
+            is_begun: false,
         });
         Ok(())
     }
 
     fn record(&mut self, sequence: Sequence, stored: &[u8]) -> Result<(), Error> {
         let filling = self.topic.as_mut().ok_or_else(|| wrong("a record"))?;
-        if sequence < filling.next || sequence >= self.tail {
+        if sequence < filling.next || sequence >= self.tail || !filling.keys.is_empty() {
             return Err(wrong("a record's position"));
         }
-        decode(sequence, Bytes::copy_from_slice(stored))
+        crate::log::decode(sequence, bytes::Bytes::copy_from_slice(stored))
             .map_err(|error| Error::Corrupt(format!("record {sequence}: {error}")))?;
-        layout::put_stored(filling.start, stored, &mut self.value);
-        let key = layout::record_key(filling.id, sequence);
-        self.batch.insert(
-            &self.store.records,
-            UserKey::from(key),
-            UserValue::from(self.value.as_slice()),
-        );
-        filling.start += self.value.len() as u64;
         filling.next = sequence.next();
-        self.batch_bytes += key.len() + self.value.len();
-        Ok(())
+        let time = entry::time_of(stored).unwrap_or_default();
+        self.entry.clear();
+        entry::put_stored(&mut self.entry, 0, sequence, stored);
+        let entry = std::mem::take(&mut self.entry);
+        let written = self
+            .group()
+            .and_then(|builder| builder.record(sequence, time, &entry).map_err(failed));
+        self.entry = entry;
+        written
     }
 
-    fn key(&mut self, hash: [u8; 16], known: &Known) -> Result<(), Error> {
-        let filling = self.topic.as_ref().ok_or_else(|| wrong("a key"))?;
+    fn key(&mut self, hash: [u8; 16], known: Known) -> Result<(), Error> {
+        let filling = self.topic.as_mut().ok_or_else(|| wrong("a key"))?;
         if known.sequence >= self.tail {
             return Err(wrong("a key's position"));
         }
-        let key = layout::dedupe_key(filling.id, hash);
-        let (value, expires) = (
-            layout::encode_known(known),
-            layout::expiry_key(Timestamp(known.time.0), key),
-        );
-        self.batch.insert(&self.store.keys, key, value);
-        self.batch
-            .insert(&self.store.expiry, expires, UserValue::from([]));
-        self.batch_bytes += key.len() + value.len() + expires.len();
+        filling.keys.push((hash, known));
+        if filling.keys.len() >= KEYS {
+            self.end_keys()?;
+        }
         Ok(())
     }
 
-    /// Hands what was gathered to the database, once that keeps up.
-    fn write(&mut self) -> Result<(), Error> {
-        let failed = |error: fjall::Error| Error::Unavailable(error.to_string());
-        while self.store.is_behind().map_err(failed)? {
-            std::thread::sleep(std::time::Duration::from_millis(1));
+    /// The segment, in the group of the topic.
+    fn group(&mut self) -> Result<&mut Builder, Error> {
+        let is_full = self
+            .builder
+            .as_ref()
+            .is_some_and(|builder| builder.size() >= SEGMENT_BYTES);
+        if is_full {
+            self.end_segment()?;
         }
-        let batch = std::mem::replace(&mut self.batch, buffered(&self.store));
-        self.batch_bytes = 0;
-        batch.commit().map_err(failed)
+        if self.builder.is_none() {
+            let path = segment_path(&self.dir, self.next_number, 0);
+            let origin = Origin {
+                id: self.id,
+                number: self.next_number,
+                span: (Sequence::FIRST, Sequence(self.tail.0.saturating_sub(1))),
+                floor: Sequence::FIRST,
+            };
+            let builder = Builder::create(&self.disk, &path, origin);
+            self.builder = Some(builder.map_err(failed)?);
+            self.next_number += 1;
+            if let Some(filling) = &mut self.topic {
+                filling.is_begun = false;
+            }
+        }
+        let builder = self.builder.as_mut().ok_or(Error::Closed)?;
+        if let Some(filling) = &mut self.topic
+            && !filling.is_begun
+        {
+            let first = First {
+                sequence: filling.first,
+                is_inherited: false,
+            };
+            builder.begin(0, &filling.topic, first).map_err(failed)?;
+            filling.is_begun = true;
+        }
+        Ok(builder)
+    }
+
+    /// Writes the keys that were gathered; a group has one list of them.
+    fn end_keys(&mut self) -> Result<(), Error> {
+        let Some(filling) = &mut self.topic else {
+            return Ok(());
+        };
+        let mut keys = std::mem::take(&mut filling.keys);
+        keys.sort_unstable_by_key(|(hash, _)| *hash);
+        self.group()?.keys(&keys).map_err(failed)?;
+        // More keys of the topic go to another segment.
+        self.end_segment()
+    }
+
+    fn end_topic(&mut self) -> Result<(), Error> {
+        let Some(filling) = &mut self.topic else {
+            return Ok(());
+        };
+        let mut keys = std::mem::take(&mut filling.keys);
+        keys.sort_unstable_by_key(|(hash, _)| *hash);
+        if !keys.is_empty() || !filling.is_begun {
+            self.group()?.keys(&keys).map_err(failed)?;
+        }
+        self.topic = None;
+        Ok(())
+    }
+
+    fn end_segment(&mut self) -> Result<(), Error> {
+        if let Some(builder) = self.builder.take() {
+            builder.finish().map_err(failed)?;
+        }
+        if let Some(filling) = &mut self.topic {
+            filling.is_begun = false;
+        }
+        Ok(())
     }
 
     /// Makes the log durable and closes it.
@@ -292,23 +356,24 @@ impl Import {
     /// # Errors
     /// What the storage reports.
     pub fn finish(mut self) -> Result<(), Error> {
-        let numbers = [
-            (layout::META_TOPICS, self.next_id),
-            (layout::META_SEQUENCES, self.tail.0),
-        ];
-        for (key, number) in numbers {
-            self.batch
-                .insert(&self.store.meta, key, number.to_be_bytes());
-        }
-        self.write()?;
-        let persisted = self.store.persist();
-        persisted.map_err(|error| Error::Unavailable(error.to_string()))
+        self.end_topic()?;
+        self.end_segment()?;
+        let journal = Journal::create(&*self.disk, &self.dir, self.id, self.next_number);
+        let mut journal = journal.map_err(failed)?;
+        let mut batch = Batch::new();
+        batch.entry(|out| entry::put_floor(out, Sequence::FIRST));
+        journal.reserve(batch.size(), true).map_err(failed)?;
+        let next = Sequence(self.tail.0.saturating_add(GAP));
+        journal.write(&mut batch, next).map_err(failed)?;
+        Ok(())
     }
 }
 
-/// A batch that is durable only with everything else.
-fn buffered(store: &Store) -> OwnedWriteBatch {
-    store.batch().durability(Some(PersistMode::Buffer))
+fn failed(error: io::Error) -> Error {
+    if disk::is_full(&error) {
+        return Error::Full;
+    }
+    Error::Unavailable(error.to_string())
 }
 
 fn wrong(what: &str) -> Error {

@@ -1,37 +1,48 @@
-//! The engine on this machine's disk.
+//! The engine on this machine's disk: segments of its own.
 //!
 //! ```text
-//!  enqueue ─▶ queue (bounded in bytes) ─▶ committer thread ─▶ one fjall batch, one flush
-//!                                           │ then followers, then acks
-//!  read, seek, bounds, topics ─▶ blocking pool ─▶ snapshots of the database
-//!  upkeep thread (retention, expired keys) ─▶ committer, in small steps
+//!  enqueue ─▶ queue (bounded in bytes) ─▶ committer: one batch, one write, one flush ─▶ journal
+//!                                            │ then the index, then followers, then acks      │ sealed
+//!  read, seek, newest ─▶ blocking pool ─▶ index ─▶ journals and segments ◀────────────────────┘
+//!  upkeep: seals journals, drops what is too old, gives the disk back what is dropped
 //! ```
 //!
-//! The committer is the only writer. Fjall makes a batch visible to readers only after its flush succeeded, so a reader sees
-//! durable records only. One process at a time holds the data directory.
+//! The files are the truth, and the index in memory is made of them at the start. The committer is the only writer of journals;
+//! what it wrote becomes readable after its flush, so a reader sees durable records only, and no reader or follower ever waits for
+//! a flush. One process at a time holds the data directory.
+//!
+//! Read [`files`] and [`journal`] for what is on the disk, then `index` and `committer`.
 
 mod committer;
-mod disk;
+pub mod disk;
+mod entry;
 mod export;
 mod faults;
+mod files;
+mod identity;
 mod import;
-mod layout;
+mod index;
+mod journal;
+mod keys;
 mod plan;
+mod read;
+mod recover;
+mod repair;
+mod seal;
+mod segment;
 mod shared;
-mod state;
-mod store;
+mod trim;
 mod upkeep;
+mod window;
 
-pub use export::open_export;
+pub use export::open as open_export;
 pub use faults::Faults;
 pub use import::{Import, Restoring};
+pub use repair::{FileReport, Inspection, Loss, Repair, TopicReport, inspect, repair};
 
 use std::{
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicU64, Ordering},
-        mpsc,
-    },
+    path::Path,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc},
     thread::JoinHandle,
     time::Instant,
 };
@@ -40,16 +51,22 @@ use async_trait::async_trait;
 use tokio::sync::{oneshot, watch};
 
 use self::{
-    committer::{Append, Command, Committer, Start},
-    disk::DirLock,
-    export::Exports,
-    shared::Shared,
-    store::Store,
-    upkeep::Upkeep,
+    committer::{Append, Command, Committer},
+    disk::{DirLock, Disk, System},
+    files::{DIR, OpenFiles},
+    recover::Recovered,
+    shared::{Shared, Start},
+    trim::Until,
+    upkeep::{Task, Upkeep},
 };
 use super::{
-    Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, OpenError, Page,
-    Record, Sequence, Space, Timestamp, Topic, dedupe::Fingerprint, export::Exporter,
+    Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, LogId, NewRecord, OpenError, Page,
+    Record, Sequence, Space, Timestamp, Topic,
+    clock::{Clock, SystemTime, TimeSource},
+    dedupe::Fingerprint,
+    export::Exporter,
+    meters::Meters,
+    numbering::Numbering,
 };
 use crate::{config, telemetry::Metrics};
 
@@ -59,22 +76,37 @@ pub struct Embedded {
     commands: mpsc::Sender<Command>,
     /// Permits of the queue: one a byte.
     queue_bytes: usize,
-    tokens: AtomicU64,
-    /// Dropping it stops the upkeep.
-    stop: Mutex<Option<mpsc::Sender<()>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
+/// What an engine stands on, for tests that put something else there.
+#[derive(Clone)]
+pub struct Ground {
+    /// Where its files are.
+    pub disk: Arc<dyn Disk>,
+    /// What tells it the time.
+    pub time: Arc<dyn TimeSource>,
+}
+
+impl Default for Ground {
+    fn default() -> Self {
+        Self {
+            disk: Arc::new(System),
+            time: Arc::new(SystemTime),
+        }
+    }
+}
+
 impl Embedded {
-    /// Opens the log in `config.dir`, creating it if there is none. Blocks while the journal is replayed.
+    /// Opens the log in `config.dir`, creating it if there is none. Blocks while journals are read.
     ///
     /// # Errors
     /// See [`OpenError`]; what is on disk stays as it was.
     pub fn open(config: &config::Log, metrics: Metrics) -> Result<Self, OpenError> {
-        Self::start(config, metrics, None)
+        Self::open_on(config, metrics, Ground::default())
     }
 
-    /// The same with scripted [`Faults`], for tests.
+    /// The same with scripted [`Faults`] of the disk, for tests.
     ///
     /// # Errors
     /// As [`Embedded::open`].
@@ -83,87 +115,156 @@ impl Embedded {
         metrics: Metrics,
         faults: Faults,
     ) -> Result<Self, OpenError> {
-        Self::start(config, metrics, Some(faults))
+        let disk = Arc::new(faults);
+        let ground = Ground {
+            disk,
+            ..Ground::default()
+        };
+        Self::open_on(config, metrics, ground)
     }
 
-    fn start(
+    /// The same on another disk and by another clock.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`].
+    pub fn open_on(
         config: &config::Log,
         metrics: Metrics,
-        faults: Option<Faults>,
+        ground: Ground,
     ) -> Result<Self, OpenError> {
         let lock = DirLock::acquire(&config.dir)?;
-        let store = Arc::new(Store::open(&config.dir, config.cache.as_u64())?);
-        let failed = |cause: String| OpenError::Storage {
+        let opened = Opened::open(config, metrics, ground, lock)?;
+        let failed = |error: std::io::Error| OpenError::Storage {
             path: config.dir.clone(),
-            cause,
+            cause: error.to_string(),
         };
-        let next = store.next().map_err(|error| failed(error.to_string()))?;
-        let queue_bytes = crate::log::queue_bytes(config);
-        let shared = Arc::new(Shared::new(
-            metrics,
-            queue_bytes,
-            store.clone(),
-            lock,
-            next.sequence,
-        ));
+        let Opened {
+            shared,
+            tasks,
+            journal,
+            slot,
+            next_tag,
+            unsealed,
+        } = opened;
         let (sender, commands) = mpsc::channel();
-        let (stop, stopped) = mpsc::channel();
-        let start = Start {
+        let start = committer::Start {
             shared: shared.clone(),
             commands,
-            store,
-            next,
-            faults,
+            journal,
+            slot,
+            next_tag,
         };
         let committer = Committer::new(start, config);
-        let upkeep = Upkeep::new(shared.clone(), sender.clone(), stopped, config);
+        let upkeep = Upkeep::new(shared.clone(), sender.clone(), tasks, config);
+        for slot in unsealed {
+            shared.seal_later(slot);
+        }
+        let commits = shared.work();
+        let keeps = shared.work();
         let threads = vec![
-            spawn("weir-log-commit", || committer.run())
-                .map_err(|error| failed(error.to_string()))?,
-            spawn("weir-log-upkeep", || upkeep.run()).map_err(|error| failed(error.to_string()))?,
+            spawn("weir-log-commit", || committer.run(commits)).map_err(failed)?,
+            spawn("weir-log-upkeep", || upkeep.run(keeps)).map_err(failed)?,
         ];
         Ok(Self {
             shared,
             commands: sender,
-            queue_bytes,
-            tokens: AtomicU64::new(0),
-            stop: Mutex::new(Some(stop)),
+            queue_bytes: crate::log::queue_bytes(config),
             threads: Mutex::new(threads),
         })
     }
 
-    /// Runs a read where it may wait for the disk.
+    /// Runs what may wait for the disk where it may.
     async fn on_disk<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&Store) -> Result<T, Error> + Send + 'static,
+        read: impl FnOnce(&Shared) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let store = self.shared.store()?;
-        tokio::task::spawn_blocking(move || read(&store))
+        self.shared.check_reads()?;
+        let shared = self.shared.clone();
+        tokio::task::spawn_blocking(move || read(&shared))
             .await
             .unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
     }
 
-    async fn ask<T>(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
-    ) -> Result<T, Error> {
-        let (done, answer) = oneshot::channel();
-        self.commands
-            .send(command(done))
-            .map_err(|_| Error::Closed)?;
-        answer.await.unwrap_or(Err(Error::Closed))
-    }
-
     fn begin_close(&self) {
         self.shared.begin_close();
-        drop(lock(&self.stop).take());
         // Gone when it closed before.
         let _ = self.commands.send(Command::Close);
     }
 }
 
+/// A log that was opened and that no thread works on yet.
+struct Opened {
+    shared: Arc<Shared>,
+    tasks: mpsc::Receiver<Task>,
+    journal: journal::Journal,
+    slot: index::Slot,
+    next_tag: u32,
+    unsealed: Vec<index::Slot>,
+}
+
+impl Opened {
+    fn open(
+        config: &config::Log,
+        metrics: Metrics,
+        ground: Ground,
+        lock: DirLock,
+    ) -> Result<Self, OpenError> {
+        check_restored(&config.dir)?;
+        let Ground { disk, time } = ground;
+        let open_files = OpenFiles::new(disk.clone());
+        let recovered = recover::open(&disk, &open_files, config, time.wall())?;
+        let Recovered {
+            index,
+            journal,
+            slot,
+            next_tag,
+            unsealed,
+            next_number,
+            next_slot,
+            newest,
+        } = recovered;
+        let (sender, tasks) = mpsc::channel();
+        let clock = Clock::open(time, newest, metrics.log_clock_suspect.clone());
+        let shared = Shared::new(Start {
+            disk,
+            dir: config.dir.join(DIR),
+            lock,
+            numbering: Numbering::new(index.tail, clock),
+            index,
+            open_files,
+            meters: Meters::new(metrics),
+            queue_bytes: crate::log::queue_bytes(config),
+            dedupe_window: config.dedupe_window,
+            max_topics: config.max_topics,
+            next_number,
+            next_slot,
+            tasks: sender,
+        });
+        Ok(Self {
+            shared: Arc::new(shared),
+            tasks,
+            journal,
+            slot,
+            next_tag,
+            unsealed,
+        })
+    }
+}
+
+/// Refuses a directory in which a restore did not come to its end.
+fn check_restored(dir: &Path) -> Result<(), OpenError> {
+    if dir.join(import::RESTORING).exists() {
+        return Err(OpenError::Unfinished { path: dir.into() });
+    }
+    Ok(())
+}
+
 #[async_trait]
 impl Engine for Embedded {
+    fn id(&self) -> LogId {
+        self.shared.id
+    }
+
     async fn enqueue(&self, batch: Vec<NewRecord>) -> Result<Ack, Error> {
         self.shared.check_appends()?;
         let queued = Instant::now();
@@ -196,17 +297,8 @@ impl Engine for Embedded {
 
     async fn read(&self, topic: &Topic, from: Sequence, limit: Limit) -> Result<Page, Error> {
         let topic = topic.clone();
-        self.on_disk(move |store| store.read(&topic, from, limit))
+        self.on_disk(move |shared| read::page(shared, &topic, from, limit))
             .await
-    }
-
-    async fn seek(&self, topic: &Topic, time: Timestamp) -> Result<Sequence, Error> {
-        let topic = topic.clone();
-        self.on_disk(move |store| store.seek(&topic, time)).await
-    }
-
-    fn tail(&self) -> Sequence {
-        self.shared.tail()
     }
 
     async fn newest(
@@ -216,32 +308,31 @@ impl Engine for Embedded {
         limit: Limit,
     ) -> Result<Vec<Arc<Record>>, Error> {
         let topic = topic.clone();
-        self.on_disk(move |store| store.newest(&topic, before, limit))
+        self.on_disk(move |shared| read::newest(shared, &topic, before, limit))
+            .await
+    }
+
+    async fn seek(&self, topic: &Topic, time: Timestamp) -> Result<Sequence, Error> {
+        let topic = topic.clone();
+        self.on_disk(move |shared| read::seek(shared, &topic, time))
             .await
     }
 
     async fn bounds(&self, topic: &Topic) -> Result<Bounds, Error> {
-        let topic = topic.clone();
-        self.on_disk(move |store| store.bounds(&topic)).await
+        self.shared.check_reads()?;
+        Ok(lock(&self.shared.index).bounds(topic))
+    }
+
+    fn tail(&self) -> Sequence {
+        self.shared.tail()
     }
 
     async fn follow(&self, topic: &Topic, follower: Weak<dyn Follower>) -> Result<Follow, Error> {
-        let token = self.tokens.fetch_add(1, Ordering::Relaxed);
-        let (commands, ended) = (self.commands.clone(), topic.clone());
-        // Made first, so that a caller who stops waiting leaves no follower behind.
-        let follow = Follow::new(move || {
-            let topic = ended;
-            // Gone when the engine is closed.
-            let _ = commands.send(Command::Unfollow { topic, token });
-        });
-        self.ask(|done| Command::Follow {
-            topic: topic.clone(),
-            token,
-            follower,
-            done,
+        let shared = &self.shared;
+        shared.followers.follow(topic, follower, || {
+            shared.check_reads()?;
+            Ok(shared.tail())
         })
-        .await?;
-        Ok(follow)
     }
 
     fn shown(&self) -> Sequence {
@@ -249,24 +340,21 @@ impl Engine for Embedded {
     }
 
     async fn trim(&self, topic: &Topic, before: Sequence) -> Result<(), Error> {
-        loop {
-            let of = topic.clone();
-            let oldest = self.on_disk(move |store| store.oldest(&of, before)).await?;
-            if oldest.is_empty() {
-                break;
-            }
-            let topic = topic.clone();
-            let trim = |done| Command::Trim {
-                topic,
-                oldest,
-                done,
-            };
-            if !self.ask(trim).await? {
-                return Ok(());
-            }
-        }
         let topic = topic.clone();
-        self.on_disk(move |store| store.reclaim(&topic)).await
+        self.on_disk(move |shared| {
+            if let Health::Failed(cause) = &*shared.health.borrow() {
+                return Err(Error::Failed(cause.clone()));
+            }
+            trim::trim(shared, &topic, Until::Before(before))
+        })
+        .await?;
+        // Also when nothing was dropped: what another call drops at this moment is durable then too.
+        let (done, answer) = oneshot::channel();
+        let is_due = false;
+        self.commands
+            .send(Command::Note { is_due, done })
+            .map_err(|_| Error::Closed)?;
+        answer.await.unwrap_or(Err(Error::Closed))
     }
 
     async fn topics(
@@ -275,13 +363,12 @@ impl Engine for Embedded {
         after: Option<&Topic>,
         limit: usize,
     ) -> Result<Vec<Topic>, Error> {
-        let after = after.cloned();
-        self.on_disk(move |store| store.topics(space, after.as_ref(), limit))
-            .await
+        self.shared.check_reads()?;
+        Ok(lock(&self.shared.index).topics(space, after, limit))
     }
 
     fn exporter(&self) -> Option<Arc<dyn Exporter>> {
-        Some(Arc::new(Exports::new(self.commands.clone())))
+        Some(Arc::new(export::Running(self.shared.clone())))
     }
 
     fn health(&self) -> watch::Receiver<Health> {

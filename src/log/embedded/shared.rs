@@ -1,25 +1,54 @@
-//! What the engine's handle and its threads share.
+//! What the engine's handle, its threads and its readers share.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+use std::{
+    io,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::Duration,
 };
 
 use tokio::sync::{Semaphore, watch};
 
-use super::{disk::DirLock, lock, store::Store};
-use crate::{
-    log::{Error, Health, Sequence, meters::Meters},
-    telemetry::Metrics,
+use super::{
+    disk::{DirLock, Disk},
+    files::OpenFiles,
+    index::{Index, Slot},
+    journal::Journal,
+    lock,
+    upkeep::Task,
 };
+use crate::log::{Error, Health, LogId, Numbering, Sequence, followers::Followers, meters::Meters};
 
 pub(super) struct Shared {
-    slot: Mutex<Slot>,
-    dir: Mutex<Option<DirLock>>,
+    pub(super) disk: Arc<dyn Disk>,
+    /// Where the log's files are.
+    pub(super) dir: PathBuf,
+    pub(super) id: LogId,
+    pub(super) index: Mutex<Index>,
+    pub(super) followers: Followers,
+    pub(super) open_files: Arc<OpenFiles>,
+    pub(super) meters: Meters,
+    pub(super) numbering: Mutex<Numbering>,
+    pub(super) health: watch::Sender<Health>,
     /// Bytes that may wait for the committer.
     pub(super) queue: Semaphore,
-    pub(super) health: watch::Sender<Health>,
-    pub(super) meters: Meters,
+    pub(super) dedupe_window: Duration,
+    pub(super) max_topics: usize,
+    /// Held while records are dropped, so that one at a time decides what goes.
+    pub(super) trimming: Mutex<()>,
+    /// The next journal, made before it is needed.
+    pub(super) spare: Mutex<Option<Journal>>,
+    /// Journals that wait to be sealed.
+    pub(super) unsealed: AtomicUsize,
+    lock: Mutex<Option<DirLock>>,
+    tasks: Mutex<Option<mpsc::Sender<Task>>>,
+    is_reclaiming: AtomicBool,
+    next_number: AtomicU64,
+    next_slot: AtomicU64,
     /// See [`crate::log::Engine::tail`].
     tail: AtomicU64,
     /// See [`crate::log::Engine::shown`].
@@ -28,47 +57,89 @@ pub(super) struct Shared {
     holds: AtomicUsize,
     is_closing: AtomicBool,
     has_panicked: AtomicBool,
+    /// Threads that touch the directory.
+    threads: AtomicUsize,
 }
 
-/// Where the database is.
-enum Slot {
-    Open(Arc<Store>),
-    /// Given to nobody any more, but some reader may still use it.
-    Retiring(Arc<Store>),
-    Gone,
+/// What a [`Shared`] starts with.
+pub(super) struct Start {
+    pub(super) disk: Arc<dyn Disk>,
+    pub(super) dir: PathBuf,
+    pub(super) lock: DirLock,
+    pub(super) index: Index,
+    pub(super) open_files: Arc<OpenFiles>,
+    pub(super) meters: Meters,
+    pub(super) numbering: Numbering,
+    pub(super) queue_bytes: usize,
+    pub(super) dedupe_window: Duration,
+    pub(super) max_topics: usize,
+    pub(super) next_number: u64,
+    pub(super) next_slot: Slot,
+    pub(super) tasks: mpsc::Sender<Task>,
 }
 
 impl Shared {
-    pub(super) fn new(
-        metrics: Metrics,
-        queue_bytes: usize,
-        store: Arc<Store>,
-        dir: DirLock,
-        tail: Sequence,
-    ) -> Self {
-        let meters = Meters::new(metrics);
-        meters.health(&Health::Ready);
+    pub(super) fn new(start: Start) -> Self {
+        start.meters.health(&Health::Ready);
+        let tail = start.index.tail;
         Self {
-            slot: Mutex::new(Slot::Open(store)),
-            dir: Mutex::new(Some(dir)),
-            queue: Semaphore::new(queue_bytes),
+            disk: start.disk,
+            dir: start.dir,
+            id: start.index.id,
+            index: Mutex::new(start.index),
+            followers: Followers::default(),
+            open_files: start.open_files,
+            meters: start.meters,
+            numbering: Mutex::new(start.numbering),
             health: watch::Sender::new(Health::Ready),
-            meters,
+            queue: Semaphore::new(start.queue_bytes),
+            dedupe_window: start.dedupe_window,
+            max_topics: start.max_topics,
+            trimming: Mutex::default(),
+            spare: Mutex::default(),
+            unsealed: AtomicUsize::new(0),
+            lock: Mutex::new(Some(start.lock)),
+            tasks: Mutex::new(Some(start.tasks)),
+            is_reclaiming: AtomicBool::new(false),
+            next_number: AtomicU64::new(start.next_number),
+            next_slot: AtomicU64::new(start.next_slot),
             tail: AtomicU64::new(tail.0),
             shown: AtomicU64::new(0),
             holds: AtomicUsize::new(0),
             is_closing: AtomicBool::new(false),
             has_panicked: AtomicBool::new(false),
+            threads: AtomicUsize::new(0),
         }
     }
 
-    /// Notes that everything before `tail` is durable and readable.
-    pub(super) fn reached(&self, tail: Sequence) {
-        self.tail.store(tail.0, Ordering::Release);
+    /// Notes that a thread touches the directory until what is returned is dropped.
+    pub(super) fn work(self: &Arc<Self>) -> Work {
+        self.threads.fetch_add(1, Ordering::AcqRel);
+        Work(self.clone())
+    }
+
+    /// The number of a new file.
+    pub(super) fn take_number(&self) -> u64 {
+        self.next_number.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Makes an empty journal, durably.
+    pub(super) fn make_journal(&self) -> io::Result<Journal> {
+        Journal::create(&*self.disk, &self.dir, self.id, self.take_number())
+    }
+
+    /// The slot of a new file in the index.
+    pub(super) fn take_slot(&self) -> Slot {
+        self.next_slot.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(super) fn tail(&self) -> Sequence {
         Sequence(self.tail.load(Ordering::Acquire))
+    }
+
+    /// Notes that everything before `tail` is durable and readable.
+    pub(super) fn set_tail(&self, tail: Sequence) {
+        self.tail.store(tail.0, Ordering::Release);
     }
 
     /// Notes that followers were shown everything before `next`.
@@ -80,14 +151,40 @@ impl Shared {
         Sequence(self.shown.load(Ordering::Acquire))
     }
 
-    /// Notes that an export began; the committer does.
+    /// Has a journal sealed that is written no more.
+    pub(super) fn seal_later(&self, slot: Slot) {
+        self.unsealed.fetch_add(1, Ordering::AcqRel);
+        self.ask_upkeep(Task::Seal(slot));
+    }
+
+    /// Gives the upkeep something to do.
+    pub(super) fn ask_upkeep(&self, task: Task) {
+        if let Some(tasks) = &*lock(&self.tasks) {
+            // It is gone when the engine closes.
+            let _ = tasks.send(task);
+        }
+    }
+
+    /// Lets the upkeep look for room that can be given back, once for any number of calls until it looks.
+    pub(super) fn ask_reclaim(&self) {
+        if !self.is_reclaiming.swap(true, Ordering::AcqRel) {
+            self.ask_upkeep(Task::Reclaim);
+        }
+    }
+
+    /// The upkeep looks for room now.
+    pub(super) fn reclaims(&self) {
+        self.is_reclaiming.store(false, Ordering::Release);
+    }
+
+    /// Notes that an export began.
     pub(super) fn hold(&self) {
-        self.holds.fetch_add(1, Ordering::Release);
+        self.holds.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Notes that an export ended.
     pub(super) fn let_go(&self) {
-        self.holds.fetch_sub(1, Ordering::Release);
+        self.holds.fetch_sub(1, Ordering::AcqRel);
     }
 
     /// Whether an export runs, so that nothing may be dropped.
@@ -98,6 +195,8 @@ impl Shared {
     pub(super) fn begin_close(&self) {
         self.is_closing.store(true, Ordering::Release);
         self.queue.close();
+        // The upkeep ends once it has nothing more to wait for.
+        drop(lock(&self.tasks).take());
     }
 
     pub(super) fn is_closing(&self) -> bool {
@@ -115,6 +214,9 @@ impl Shared {
     }
 
     pub(super) fn set_health(&self, health: Health) {
+        if *self.health.borrow() == health {
+            return;
+        }
         match &health {
             Health::Ready => tracing::info!("the log takes appends again"),
             Health::Full => tracing::warn!("the log's disk is full: appends are refused"),
@@ -142,47 +244,32 @@ impl Shared {
         }
     }
 
-    /// The database, for one read.
-    pub(super) fn store(&self) -> Result<Arc<Store>, Error> {
-        match &*lock(&self.slot) {
-            Slot::Open(store) if !self.is_closing() => Ok(store.clone()),
-            _ if self.is_closing() => Err(Error::Closed),
-            _ => Err(reopening()),
+    /// Whether reads are answered.
+    pub(super) fn check_reads(&self) -> Result<(), Error> {
+        if self.is_closing() {
+            return Err(Error::Closed);
         }
+        Ok(())
     }
 
-    pub(super) fn set_store(&self, store: Arc<Store>) {
-        *lock(&self.slot) = Slot::Open(store);
-    }
-
-    /// Gives the database to nobody any more; true once the last user is gone and it is closed.
-    pub(super) fn release_store(&self) -> bool {
-        let mut slot = lock(&self.slot);
-        let store = match std::mem::replace(&mut *slot, Slot::Gone) {
-            Slot::Open(store) | Slot::Retiring(store) => store,
-            Slot::Gone => return true,
-        };
-        match Arc::try_unwrap(store) {
-            Ok(store) => {
-                // Closing takes a while.
-                drop(slot);
-                drop(store);
-                true
-            }
-            Err(store) => {
-                *slot = Slot::Retiring(store);
-                false
-            }
+    /// Lets another process open the directory: no thread touches it any more.
+    fn release_dir(&self) {
+        if let Some(spare) = lock(&self.spare).take() {
+            // It holds nothing; a start removes it as well.
+            let _ = self.disk.remove(&spare.path);
         }
-    }
-
-    /// Lets another process open the directory.
-    pub(super) fn release_dir(&self) {
-        drop(lock(&self.dir).take());
+        drop(lock(&self.lock).take());
+        self.set_health(Health::Closed);
     }
 }
 
-/// The answer while the database is opened anew.
-pub(super) fn reopening() -> Error {
-    Error::Unavailable("the log is opened again after its disk was full".into())
+/// The last one that is dropped lets go of the directory.
+pub(super) struct Work(Arc<Shared>);
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if self.0.threads.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.release_dir();
+        }
+    }
 }

@@ -1,5 +1,5 @@
-//! The thread that keeps the log small: retention, expired keys, and how much the log takes on its disk. It only looks; what
-//! is to be dropped it asks of the committer, step by step, so that appends go on in between.
+//! The thread beside the commits: it seals journals, makes the next one, drops what is too old or too much, and gives the disk back
+//! what is dropped.
 
 use std::{
     path::PathBuf,
@@ -7,149 +7,334 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::oneshot;
 
-use super::{committer::Command, disk, shared::Shared};
+use super::{
+    committer::Command,
+    disk,
+    index::{File, FileKind, Slot},
+    lock, seal, segment,
+    shared::{Shared, Work},
+    trim::{self, Until},
+};
 use crate::{
     config::{self, RetentionBySpace},
     log::{Error, Sequence, Space, Timestamp, Topic},
 };
 
-/// Topics looked at before others get a turn at the database.
-const TOPICS_PAGE: usize = 256;
-/// What retention has to drop from one topic so that looking for files to delete is worth it.
-const RECLAIM_BYTES: u64 = 4 * 1024 * 1024;
+/// A segment is written once more when so much of it was dropped, and more than half.
+const REWRITE_BYTES: u64 = 256 * 1024;
+/// Between two attempts to seal a journal that the disk refused.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What the upkeep is asked for.
+#[derive(Debug)]
+pub(super) enum Task {
+    /// Makes a segment of a journal.
+    Seal(Slot),
+    /// Gives room back.
+    Reclaim,
+}
 
 pub(super) struct Upkeep {
     shared: Arc<Shared>,
     commands: Sender<Command>,
     /// Disconnected when the engine goes away.
-    stop: Receiver<()>,
-    dir: PathBuf,
+    tasks: Receiver<Task>,
+    data_dir: PathBuf,
     interval: Duration,
-    dedupe_window: Duration,
     retention: RetentionBySpace,
+    /// Journals that the disk did not let be sealed.
+    refused: Vec<Slot>,
+    /// Whether that was told.
+    is_refused: bool,
 }
 
 impl Upkeep {
     pub(super) fn new(
         shared: Arc<Shared>,
         commands: Sender<Command>,
-        stop: Receiver<()>,
+        tasks: Receiver<Task>,
         config: &config::Log,
     ) -> Self {
         Self {
             shared,
             commands,
-            stop,
-            dir: config.dir.clone(),
+            tasks,
+            data_dir: config.dir.clone(),
             interval: config.retention_interval,
-            dedupe_window: config.dedupe_window,
             retention: config.retention.clone(),
+            refused: Vec::new(),
+            is_refused: false,
         }
     }
 
-    pub(super) fn run(self) {
+    /// Works until the engine closes.
+    pub(super) fn run(mut self, _work: Work) {
+        let mut next_round = Instant::now();
+        self.make_spare();
         loop {
-            // A failure shows in the engine's health; the next round tries again.
-            if let Err(error) = self.round() {
-                tracing::debug!(%error, "the log's upkeep was cut short");
+            let mut wait = next_round.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                self.round();
+                next_round = Instant::now() + self.interval;
+                continue;
             }
-            match self.stop.recv_timeout(self.interval) {
-                Err(RecvTimeoutError::Timeout) => {}
-                Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+            if !self.refused.is_empty() {
+                wait = wait.min(RETRY);
+            }
+            match self.tasks.recv_timeout(wait) {
+                Ok(task) => self.serve(task),
+                Err(RecvTimeoutError::Timeout) => {
+                    for slot in std::mem::take(&mut self.refused) {
+                        self.seal(slot);
+                    }
+                }
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }
 
-    fn round(&self) -> Result<(), Error> {
-        for space in Space::ALL {
-            // The next round does what an export holds back.
-            if !self.shared.is_held() {
-                self.retain_space(space)?;
+    fn serve(&mut self, task: Task) {
+        match task {
+            Task::Seal(slot) => {
+                self.make_spare();
+                self.seal(slot);
+                self.reclaim();
             }
+            Task::Reclaim => self.reclaim(),
         }
-        let before = Timestamp::now().before(self.dedupe_window);
-        while self.ask(|done| Command::ForgetKeys { before, done })? {}
+    }
+
+    /// Makes the next journal before the committer needs it.
+    fn make_spare(&self) {
+        if lock(&self.shared.spare).is_some() || self.shared.is_closing() {
+            return;
+        }
+        match self.shared.make_journal() {
+            Ok(journal) => *lock(&self.shared.spare) = Some(journal),
+            Err(error) => tracing::debug!(%error, "the next journal is made when it is needed"),
+        }
+    }
+
+    fn keys_from(&self) -> Timestamp {
+        lock(&self.shared.numbering)
+            .now()
+            .before(self.shared.dedupe_window)
+    }
+
+    fn seal(&mut self, slot: Slot) {
+        match seal::seal(&self.shared, slot, self.keys_from()) {
+            Ok(()) => self.is_refused = false,
+            Err(seal::Failure::Io(error)) => {
+                if !std::mem::replace(&mut self.is_refused, true) {
+                    tracing::warn!(%error, "journals cannot be sealed now; it is tried again each second");
+                }
+                self.refused.push(slot);
+            }
+            Err(seal::Failure::Damaged(error)) => self.damaged(slot, &error),
+        }
+    }
+
+    /// A file with damage stays as it is: its other records are read, and it goes when all of them are dropped.
+    fn damaged(&self, slot: Slot, error: &Error) {
+        let mut index = lock(&self.shared.index);
+        if let Some(file) = index.files.get_mut(&slot) {
+            let is_journal = matches!(file.kind, FileKind::Journal { .. });
+            if is_journal && !file.is_damaged {
+                // Nothing waits for it any more.
+                let unsealed = &self.shared.unsealed;
+                unsealed.fetch_sub(1, std::sync::atomic::Ordering::AcqRel);
+            }
+            file.is_damaged = true;
+            tracing::error!(
+                %error,
+                number = file.number,
+                "a file of the log is damaged; what can be read of it is served, see `weir log inspect`"
+            );
+        }
+    }
+
+    /// One round of retention, and of what it gives back.
+    fn round(&self) {
+        for space in Space::ALL {
+            self.retain_age(space);
+        }
+        self.retain_bytes();
+        let forgotten = lock(&self.shared.index).forget_emptied();
+        if forgotten > 0 {
+            tracing::debug!(forgotten, "topics without records were forgotten");
+        }
+        if let Err(error) = self.note(false) {
+            tracing::debug!(%error, "what was dropped is noted later");
+        }
+        self.reclaim();
         let metrics = &self.shared.meters.metrics;
         let gauges = [
-            (&metrics.log_bytes, Some(disk::used_bytes(&self.dir))),
-            (&metrics.log_free_bytes, disk::free_bytes(&self.dir)),
+            (&metrics.log_bytes, Some(disk::used_bytes(&self.data_dir))),
+            (
+                &metrics.log_free_bytes,
+                self.shared.disk.free_bytes(&self.data_dir),
+            ),
         ];
         for (gauge, bytes) in gauges {
             if let Some(bytes) = bytes {
                 gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
             }
         }
-        Ok(())
     }
 
-    fn retain_space(&self, space: Space) -> Result<(), Error> {
-        let mut after: Option<Topic> = None;
-        loop {
-            let store = self.shared.store()?;
-            let topics = store.topics(space, after.as_ref(), TOPICS_PAGE)?;
-            // Not held on to: the database may have to be opened anew.
-            drop(store);
-            let Some(last) = topics.last().cloned() else {
-                return Ok(());
-            };
-            for topic in topics {
-                self.retain(topic)?;
-            }
-            after = Some(last);
-        }
-    }
-
-    fn retain(&self, topic: Topic) -> Result<(), Error> {
-        let retention = self.retention.of(topic.space());
-        let oldest = Timestamp::now().before(retention.age);
-        let bytes = retention.bytes.as_u64();
-        let cut = self.shared.store()?.retained_from(&topic, oldest, bytes)?;
-        let Some(cut) = cut else {
-            return Ok(());
+    /// Drops what is older than it may be. Costs nothing for topics that have nothing so old.
+    fn retain_age(&self, space: Space) {
+        let Some(now) = lock(&self.shared.numbering).for_expiry() else {
+            // The clock cannot be believed: nothing is dropped by its word.
+            return;
         };
-        self.trim(&topic, cut.before)?;
-        if cut.bytes >= RECLAIM_BYTES {
-            self.shared.store()?.reclaim(&topic)?;
-        }
-        Ok(())
-    }
-
-    fn trim(&self, topic: &Topic, before: Sequence) -> Result<(), Error> {
+        let oldest = now.before(self.retention.of(space).age);
+        let cut = lock(&self.shared.index).cut_of(oldest);
+        let mut after = (Sequence(0), 0);
         loop {
-            let oldest = self.shared.store()?.oldest(topic, before)?;
-            if oldest.is_empty() {
-                return Ok(());
-            }
-            let topic = topic.clone();
-            let trim = |done| Command::Trim {
-                topic,
-                oldest,
-                done,
+            let overdue = lock(&self.shared.index).overdue(space, after, cut);
+            let Some((at, topic)) = overdue else {
+                return;
             };
-            if !self.ask(trim)? {
-                return Ok(());
+            after = at;
+            if !self.trim(&topic, Until::Before(cut)) {
+                return;
             }
         }
     }
 
-    /// Sends a command and waits for its answer. [`Error::Closed`] once the engine goes away, so that closing does not wait
-    /// for a long trim.
-    fn ask<T>(
-        &self,
-        command: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Command,
-    ) -> Result<T, Error> {
+    /// Drops what is more than it may be.
+    fn retain_bytes(&self) {
+        let mut failed = Vec::new();
+        loop {
+            let mut index = lock(&self.shared.index);
+            let Some((id, topic)) = index.take_large() else {
+                break;
+            };
+            let most = index.limit_of(topic.space());
+            drop(index);
+            if !self.trim(&topic, Until::Bytes(most)) {
+                failed.push(id);
+                break;
+            }
+        }
+        let mut index = lock(&self.shared.index);
+        for id in failed {
+            index.put_large(id);
+        }
+    }
+
+    /// Whether to go on with other topics.
+    fn trim(&self, topic: &Topic, until: Until) -> bool {
+        if self.shared.is_closing() || self.shared.is_held() {
+            return false;
+        }
+        if let Err(error) = trim::trim(&self.shared, topic, until) {
+            tracing::warn!(%error, %topic, "what is too old of a topic cannot be dropped now");
+        }
+        true
+    }
+
+    /// Removes files of which nothing is left, and writes those once more of which little is.
+    fn reclaim(&self) {
+        self.shared.reclaims();
+        let keys_from = self.keys_from();
+        let index = lock(&self.shared.index);
+        let slots = |wanted: fn(&File, Timestamp) -> bool| -> Vec<Slot> {
+            let files = index.files.iter();
+            files
+                .filter(|(_, file)| wanted(file, keys_from))
+                .map(|(slot, _)| *slot)
+                .collect()
+        };
+        let dead = slots(is_dead);
+        let sparse = slots(is_sparse);
+        drop(index);
+        if !dead.is_empty()
+            && let Err(error) = self.remove(&dead)
+        {
+            tracing::debug!(%error, "files of which nothing is left stay for now");
+        }
+        for slot in sparse {
+            if self.shared.is_closing() {
+                return;
+            }
+            match seal::rewrite(&self.shared, slot, keys_from) {
+                Ok(()) => {}
+                Err(seal::Failure::Io(error)) => {
+                    tracing::debug!(%error, "a segment cannot be written once more now");
+                }
+                Err(seal::Failure::Damaged(error)) => self.damaged(slot, &error),
+            }
+        }
+    }
+
+    /// Removes segments, after what they alone say of topics stands elsewhere.
+    fn remove(&self, slots: &[Slot]) -> Result<(), Error> {
+        let unusable = |error: std::io::Error| Error::Unavailable(error.to_string());
+        let mut gone = Vec::new();
+        for slot in slots {
+            let Some(file) = lock(&self.shared.index).segment_file(*slot) else {
+                continue;
+            };
+            let opened = file.open().map_err(unusable)?;
+            let groups = match segment::open(&*opened) {
+                Ok(opened) => opened.groups,
+                Err(segment::Unopened::Io(error)) => return Err(unusable(error)),
+                // What it said of topics was read at the start; it holds nothing else.
+                Err(_) => Vec::new(),
+            };
+            let mut index = lock(&self.shared.index);
+            for group in &groups {
+                index.unnote(&group.topic, *slot);
+            }
+            drop(index);
+            gone.push((*slot, file, groups));
+        }
+        self.note(true)?;
+        for (slot, file, groups) in gone {
+            let topics = groups.into_iter().map(|group| group.topic);
+            lock(&self.shared.index).remove_file(slot, topics);
+            self.shared.disk.remove(file.path()).map_err(unusable)?;
+        }
+        self.shared
+            .disk
+            .sync_dir(&self.shared.dir)
+            .map_err(unusable)
+    }
+
+    /// Has the committer write what is not noted yet, and waits for that.
+    fn note(&self, is_due: bool) -> Result<(), Error> {
         if self.shared.is_closing() {
             return Err(Error::Closed);
         }
         let (done, answer) = oneshot::channel();
         self.commands
-            .send(command(done))
+            .send(Command::Note { is_due, done })
             .map_err(|_| Error::Closed)?;
         answer.blocking_recv().unwrap_or(Err(Error::Closed))
     }
+}
+
+/// Whether nothing of a segment is of use.
+fn is_dead(file: &File, keys_from: Timestamp) -> bool {
+    matches!(file.kind, FileKind::Segment { .. })
+        && file.live_bytes == 0
+        && file.newest_key < keys_from.max(Timestamp(1))
+}
+
+/// Whether more than half of a segment was dropped.
+fn is_sparse(file: &File, keys_from: Timestamp) -> bool {
+    let kept = file.live_bytes + file.fixed_bytes;
+    let dropped = file.size.saturating_sub(kept);
+    matches!(file.kind, FileKind::Segment { .. })
+        && !is_dead(file, keys_from)
+        && !file.is_damaged
+        && dropped > REWRITE_BYTES
+        && dropped > file.size / 2
 }

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     subject::Subjects,
-    wire::{BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, Entry, Outgoing, format_time},
+    wire::{BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, Entry, Outgoing, format_time, parse_time},
 };
 use crate::{
     log::{Error, Sequence, Timestamp},
@@ -72,6 +72,10 @@ pub(super) enum Published {
 pub(super) struct Info {
     pub(super) config: StreamConfig,
     pub(super) last: Sequence,
+    /// The time of the last message; zero when there never was one.
+    pub(super) last_time: Timestamp,
+    /// The server's clock; the time of the last message where the server does not tell.
+    pub(super) now: Timestamp,
     pub(super) bytes: u64,
     pub(super) subjects: Vec<String>,
 }
@@ -90,7 +94,10 @@ impl Api {
     /// The stream as its leader knows it, and those of its subjects that match, 100,000 at most from `offset` on.
     pub(super) async fn info(&self, subjects: Option<(&str, usize)>) -> Result<Info, Failure> {
         let info = self.stream.info(subjects).await?;
+        let last_time = parse_time(&info.state.last_ts).unwrap_or_default();
         Ok(Info {
+            last_time,
+            now: parse_time(&info.ts).unwrap_or(last_time),
             config: info.config,
             last: Sequence(info.state.last_seq),
             bytes: info.state.bytes,

@@ -1,16 +1,20 @@
 //! What runs beside the calls: a look at the connection each second, and retention.
 //!
 //! Every replica applies retention. What one has dropped the others find dropped: a trim notes its position under the
-//! condition that nobody else did, and dropping twice drops nothing.
+//! condition that nobody else did, and dropping twice drops nothing. The age of records is told by the server's clock, which
+//! stamped them, so the clocks of the replicas do not matter.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{api::UpTo, shared::Shared};
+use super::{
+    api::{Info, UpTo},
+    shared::Shared,
+};
 use crate::{
     config::RetentionBySpace,
-    log::{Error, Health, Limit, Sequence, Space, Timestamp, Topic},
+    log::{Clock, Error, Health, Limit, Sequence, Space, Timestamp, Topic, clock::ForeignTime},
 };
 
 /// Between two looks at the stream.
@@ -65,6 +69,9 @@ pub(super) struct Upkeep {
     shared: Arc<Shared>,
     interval: Duration,
     retention: RetentionBySpace,
+    server_time: Arc<ForeignTime>,
+    /// The log's clock by the server's; none before the first round.
+    clock: Option<Clock>,
     /// What is known of topics that may be too large.
     sizes: HashMap<Topic, Sizes>,
 }
@@ -87,6 +94,8 @@ impl Upkeep {
             shared,
             interval,
             retention,
+            server_time: Arc::default(),
+            clock: None,
             sizes: HashMap::new(),
         }
     }
@@ -110,7 +119,8 @@ impl Upkeep {
     }
 
     async fn round(&mut self) -> Result<(), Error> {
-        let bytes = self.shared.api.info(None).await?.bytes;
+        let info = self.shared.api.info(None).await?;
+        let now = self.for_expiry(&info);
         for space in Space::ALL {
             let mut after: Option<Topic> = None;
             loop {
@@ -122,7 +132,7 @@ impl Upkeep {
                     break;
                 };
                 for topic in topics {
-                    self.retain(topic, bytes).await?;
+                    self.retain(topic, info.bytes, now).await?;
                 }
                 after = Some(last);
             }
@@ -130,13 +140,27 @@ impl Upkeep {
         Ok(())
     }
 
-    async fn retain(&mut self, topic: Topic, stream_bytes: u64) -> Result<(), Error> {
+    /// The present that retention by age goes by, if the server's clock is plausible.
+    fn for_expiry(&mut self, info: &Info) -> Option<Timestamp> {
+        self.server_time.set(info.now);
+        let clock = self.clock.get_or_insert_with(|| {
+            let is_suspect = self.shared.meters.metrics.log_clock_suspect.clone();
+            Clock::open(self.server_time.clone(), info.last_time, is_suspect)
+        });
+        clock.for_expiry()
+    }
+
+    async fn retain(
+        &mut self,
+        topic: Topic,
+        stream_bytes: u64,
+        now: Option<Timestamp>,
+    ) -> Result<(), Error> {
         let retention = self.retention.of(topic.space());
-        let oldest = Timestamp::now().before(retention.age);
-        let subject = self.shared.api.subjects.log(&topic);
-        let api = &self.shared.api;
-        let old = api.last_of_each(&[&subject], UpTo::Time(oldest)).await?;
-        let mut cut = old.first().map(|entry| entry.sequence.next());
+        let mut cut = match now {
+            Some(now) => self.too_old(&topic, now.before(retention.age)).await?,
+            None => None,
+        };
         // No topic is larger than all of them.
         if stream_bytes > retention.bytes.as_u64() {
             cut = cut.max(self.too_large(&topic, retention.bytes.as_u64()).await?);
@@ -148,6 +172,14 @@ impl Upkeep {
             self.shared.meters.trimmed(topic.space(), dropped);
         }
         Ok(())
+    }
+
+    /// Where the topic has to begin so that it holds nothing older than `oldest`; none when it does not.
+    async fn too_old(&self, topic: &Topic, oldest: Timestamp) -> Result<Option<Sequence>, Error> {
+        let subject = self.shared.api.subjects.log(topic);
+        let api = &self.shared.api;
+        let old = api.last_of_each(&[&subject], UpTo::Time(oldest)).await?;
+        Ok(old.first().map(|entry| entry.sequence.next()))
     }
 
     /// Where the topic has to begin so that it is not larger than `most`; none when it is not. Reads what was added since the

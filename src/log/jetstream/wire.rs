@@ -101,7 +101,8 @@ fn corrupt(what: impl Into<String>) -> Error {
     Error::Corrupt(what.into())
 }
 
-fn parse_time(text: &str) -> Option<Timestamp> {
+/// A time as NATS writes it; none before the Unix epoch, which is how NATS writes none.
+pub(super) fn parse_time(text: &str) -> Option<Timestamp> {
     let since = humantime::parse_rfc3339(text)
         .ok()?
         .duration_since(SystemTime::UNIX_EPOCH)
