@@ -141,6 +141,8 @@ fn exit_code(code: Code) -> u8 {
 pub(super) const ADVICE: [&str; 2] = [IS_RUNNING, TRY_LATER];
 const IS_RUNNING: &str = "; is `weir serve` running?";
 const TRY_LATER: &str = "; try again later";
+/// The reason of a status: the position is of another log than the server's.
+const LOG_REPLACED: &str = "LOG_REPLACED";
 
 /// One sentence about a status, safe to print.
 pub(super) fn explain(addr: &str, status: &Status) -> String {
@@ -194,16 +196,21 @@ fn violations(status: &Status) -> String {
     }
 }
 
-/// Where to start when retention took what was asked for.
+/// The position to go on from, when retention took what was asked for or a restored backup does not have it.
 fn first_left(status: &Status) -> String {
-    let info = status.get_details_error_info();
-    let first = info.and_then(|info| info.metadata.get("first_sequence")?.parse::<u64>().ok());
-    first.map_or_else(String::new, |first| {
-        format!(
-            "; the first message that is left follows `--after {}`",
-            first.saturating_sub(1)
-        )
-    })
+    let Some(info) = status.get_details_error_info() else {
+        return String::new();
+    };
+    let first = info.metadata.get("first_sequence");
+    let Some(first) = first.and_then(|first| first.parse::<u64>().ok()) else {
+        return String::new();
+    };
+    let what = if info.reason == LOG_REPLACED {
+        "what came after the restore"
+    } else {
+        "the first message that is left"
+    };
+    format!("; {what} follows `--after {}`", first.saturating_sub(1))
 }
 
 /// The innermost cause, without the number of the system's error.
@@ -259,6 +266,30 @@ mod tests {
         let status = Status::with_error_details(Code::OutOfRange, "too old", details);
         let expected = "refused: too old; the first message that is left follows `--after 39`";
         assert_eq!(of(&status), (exit::REFUSED, expected.into()));
+    }
+
+    #[test]
+    fn a_position_of_a_replaced_log_is_refused_in_one_sentence() {
+        let replaced = |text: &str, metadata: &[(&str, &str)]| {
+            let metadata = metadata
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+            let details = ErrorDetails::with_error_info(
+                LOG_REPLACED,
+                "weir",
+                metadata.collect::<HashMap<_, _>>(),
+            );
+            of(&Status::with_error_details(Code::OutOfRange, text, details))
+        };
+        assert_eq!(
+            replaced("another log", &[("log-id", "00")]),
+            (exit::REFUSED, "refused: another log".into())
+        );
+        let expected = "refused: a backup; what came after the restore follows `--after 39`";
+        assert_eq!(
+            replaced("a backup", &[("first_sequence", "40")]),
+            (exit::REFUSED, expected.into())
+        );
     }
 
     #[test]

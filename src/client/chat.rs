@@ -37,12 +37,13 @@ impl Client {
             user: user.to_owned(),
             after_sequence: None,
         };
-        self.resumable(Subscription::new(after, move |after_sequence| {
+        self.resumable(Subscription::new(after, move |resume| {
             let mut chat = chat.clone();
             let request = SubscribeRequest {
-                after_sequence,
+                after_sequence: resume.after_sequence,
                 ..request.clone()
             };
+            let request = resume.request(request);
             async move { chat.subscribe_messages(request).await }
         }))
     }

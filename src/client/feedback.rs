@@ -96,13 +96,14 @@ impl Client {
         after: Option<u64>,
     ) -> Subscription<FeedbackItem> {
         let desk = self.desk();
-        self.resumable(Subscription::new(after, move |after_sequence| {
+        self.resumable(Subscription::new(after, move |resume| {
             let mut desk = desk.clone();
             let request = WatchFeedbackRequest {
-                after_sequence,
+                after_sequence: resume.after_sequence,
                 min_rating,
                 max_rating,
             };
+            let request = resume.request(request);
             async move { desk.watch_feedback(request).await }
         }))
     }
@@ -112,12 +113,13 @@ impl Client {
     pub fn watch_replies(&self, consumer: &str, after: Option<u64>) -> Subscription<StaffReply> {
         let feedback = self.feedback();
         let consumer_id = consumer.to_owned();
-        self.resumable(Subscription::new(after, move |after_sequence| {
+        self.resumable(Subscription::new(after, move |resume| {
             let mut feedback = feedback.clone();
             let request = WatchRepliesRequest {
                 consumer_id: consumer_id.clone(),
-                after_sequence,
+                after_sequence: resume.after_sequence,
             };
+            let request = resume.request(request);
             async move { feedback.watch(request).await }
         }))
     }

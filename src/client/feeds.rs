@@ -51,13 +51,14 @@ impl Client {
     pub fn user_events(&self, request: StreamUserEventsRequest) -> Subscription<UserEvent> {
         let service = self.streaming();
         let start = request.after_sequence;
-        self.resumable(Subscription::new(start, move |after_sequence| {
+        self.resumable(Subscription::new(start, move |resume| {
             let mut service = service.clone();
             let mut request = request.clone();
-            if after_sequence.is_some() {
-                request.after_sequence = after_sequence;
+            if resume.after_sequence.is_some() {
+                request.after_sequence = resume.after_sequence;
                 request.start_time = None;
             }
+            let request = resume.request(request);
             async move { service.stream_user_events(request).await }
         }))
     }
@@ -66,12 +67,13 @@ impl Client {
     pub fn notifications(&self, request: SubscribeRequest) -> Subscription<Notification> {
         let service = self.streaming();
         let start = request.after_sequence;
-        self.resumable(Subscription::new(start, move |after_sequence| {
+        self.resumable(Subscription::new(start, move |resume| {
             let mut service = service.clone();
             let request = SubscribeRequest {
-                after_sequence,
+                after_sequence: resume.after_sequence,
                 ..request.clone()
             };
+            let request = resume.request(request);
             async move { service.subscribe_to_notifications(request).await }
         }))
     }
@@ -81,12 +83,13 @@ impl Client {
     pub fn data(&self, request: StreamRequest) -> Subscription<StreamResponse> {
         let service = self.points();
         let start = request.after_sequence;
-        self.resumable(Subscription::new(start, move |after_sequence| {
+        self.resumable(Subscription::new(start, move |resume| {
             let mut service = service.clone();
             let request = StreamRequest {
-                after_sequence,
+                after_sequence: resume.after_sequence,
                 ..request.clone()
             };
+            let request = resume.request(request);
             async move { service.subscribe_data(request).await }
         }))
     }

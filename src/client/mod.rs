@@ -26,6 +26,7 @@ use tonic::transport::{Channel, Endpoint};
 
 pub use chat::keyed;
 pub use code::is_retryable;
+pub use cursor::Resume;
 pub use documents::TextDocument;
 pub use files::{FileUpload, Transfer, TransferError};
 pub use retry::{Retry, RetryPolicy, SystemTiming, Timing};

@@ -16,7 +16,10 @@ use futures::{
 use tokio::time::Instant;
 use tonic::{Response, Status};
 
-use super::{Retry, RetryPolicy, SystemTiming, Timing, cursor::Cursor};
+use super::{
+    Retry, RetryPolicy, SystemTiming, Timing,
+    cursor::{Cursor, Resume},
+};
 
 /// How long the server may take to open a stream before the attempt counts as failed.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
@@ -74,9 +77,13 @@ enum State<T> {
 /// status' `ErrorInfo`. Weir does. With a server that tells neither, what is published between the loss of a stream that
 /// delivered no record yet and its successor is missed.
 ///
+/// **Another log.** The first response names the server's log in its header `log-id`, and what resumes sends the name along.
+/// A server whose log is another one, because its storage was made again or restored from a backup, refuses with
+/// `OUT_OF_RANGE` (`LOG_REPLACED`), which ends the subscription: its position means nothing there.
+///
 /// **Cancellation.** Dropping it ends the call. `next()` may be dropped and called again without losing anything.
 pub struct Subscription<T> {
-    open: Box<dyn FnMut(Option<u64>) -> Opening<T> + Send>,
+    open: Box<dyn FnMut(Resume) -> Opening<T> + Send>,
     state: State<T>,
     cursor: Cursor,
     retry: Retry,
@@ -86,17 +93,17 @@ pub struct Subscription<T> {
 
 impl<T: Sequenced + 'static> Subscription<T> {
     /// A subscription that starts after `position` (`None`: live from now) and opens its server streams with `open`,
-    /// which gets the position to continue after. Nothing is opened before the first poll.
+    /// which gets the position to continue after and asks with [`Resume::request`]. Nothing is opened before the first poll.
     pub fn new<S, F>(
         position: Option<u64>,
-        mut open: impl FnMut(Option<u64>) -> F + Send + 'static,
+        mut open: impl FnMut(Resume) -> F + Send + 'static,
     ) -> Self
     where
         S: Stream<Item = Result<T, Status>> + Send + 'static,
         F: Future<Output = Result<Response<S>, Status>> + Send + 'static,
     {
         Self {
-            open: Box::new(move |position| Box::pin(open_in_time(open(position)))),
+            open: Box::new(move |resume| Box::pin(open_in_time(open(resume)))),
             state: State::Idle,
             cursor: Cursor::new(position),
             retry: Retry::new(RetryPolicy::default(), Arc::new(SystemTiming)),
@@ -141,7 +148,7 @@ impl<T: Sequenced + 'static> Subscription<T> {
     }
 
     fn start(&mut self) {
-        self.state = State::Opening((self.open)(self.cursor.position()));
+        self.state = State::Opening((self.open)(self.cursor.resume()));
     }
 
     fn opened(&mut self, response: Response<Items<T>>) {

@@ -20,6 +20,7 @@ type Served = Result<Act, Status>;
 fn act(items: Vec<Message>, end: End) -> Served {
     Ok(Act {
         header: None,
+        log: None,
         items,
         end,
     })
@@ -28,6 +29,7 @@ fn act(items: Vec<Message>, end: End) -> Served {
 fn with_header(header: u64, items: Vec<Message>, end: End) -> Served {
     Ok(Act {
         header: Some(header),
+        log: None,
         items,
         end,
     })
@@ -203,6 +205,31 @@ async fn a_permanent_status_ends_it() {
     assert_eq!((sequences, status.code()), (vec![1], Code::OutOfRange));
     assert!(subscription.next().await.is_none());
     assert!(setup.clock.delays().is_empty());
+}
+
+#[tokio::test]
+async fn the_log_of_the_position_is_named_when_it_resumes() {
+    let bye = || End::With(Status::unavailable("bye"));
+    let in_log = |log, items, end| {
+        Ok(Act {
+            header: Some(3),
+            log: Some(log),
+            items,
+            end,
+        })
+    };
+    let setup = Setup::playing([
+        in_log("one", vec![record(4)], bye()),
+        Err(Status::unavailable("not yet")),
+        in_log("one", vec![record(5)], bye()),
+        Err(Status::out_of_range("another log")),
+    ]);
+    let mut subscription = setup.client.subscribe("general", "ann", None);
+    let (sequences, status) = outcome(&mut subscription).await;
+    assert_eq!((sequences, status.code()), (vec![4, 5], Code::OutOfRange));
+    let one = || Some("one".to_owned());
+    assert_eq!(setup.script.logs(), [None, one(), one(), one()]);
+    assert_eq!(setup.script.positions(), [None, Some(4), Some(4), Some(5)]);
 }
 
 #[tokio::test]

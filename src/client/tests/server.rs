@@ -33,6 +33,7 @@ type Delivery<T> = BoxStream<'static, Result<T, Status>>;
 /// What the server does with one subscription.
 pub(super) struct Act {
     pub(super) header: Option<u64>,
+    pub(super) log: Option<&'static str>,
     pub(super) items: Vec<Message>,
     pub(super) end: End,
 }
@@ -50,6 +51,7 @@ pub(super) struct Script {
     subscriptions: Mutex<VecDeque<Result<Act, Status>>>,
     publish_failures: Mutex<VecDeque<Status>>,
     positions: Mutex<Vec<Option<u64>>>,
+    logs: Mutex<Vec<Option<String>>>,
     sent: Mutex<Vec<SendMessageRequest>>,
     uploads: Mutex<Vec<Vec<Message>>>,
 }
@@ -72,6 +74,11 @@ impl Script {
     /// The positions the subscriptions asked for.
     pub(super) fn positions(&self) -> Vec<Option<u64>> {
         self.positions.lock().unwrap().clone()
+    }
+
+    /// The logs the subscriptions named.
+    pub(super) fn logs(&self) -> Vec<Option<String>> {
+        self.logs.lock().unwrap().clone()
     }
 
     pub(super) fn sent(&self) -> Vec<SendMessageRequest> {
@@ -131,6 +138,9 @@ impl ChatService for Script {
             .lock()
             .unwrap()
             .push(request.get_ref().after_sequence);
+        let log = request.metadata().get("log-id");
+        let log = log.map(|log| log.to_str().unwrap().to_owned());
+        self.logs.lock().unwrap().push(log);
         let act = self.subscriptions.lock().unwrap().pop_front();
         let act = act.unwrap_or_else(|| Err(Status::permission_denied("the script is over")))?;
         let items = stream::iter(act.items.into_iter().map(Ok));
@@ -143,6 +153,11 @@ impl ChatService for Script {
             response
                 .metadata_mut()
                 .insert("after-sequence", position.into());
+        }
+        if let Some(log) = act.log {
+            response
+                .metadata_mut()
+                .insert("log-id", log.parse().unwrap());
         }
         Ok(response)
     }
