@@ -12,7 +12,7 @@ const { randomUUID } = require('node:crypto');
 const { EventEmitter, once } = require('node:events');
 const readline = require('node:readline');
 const { setTimeout: pause } = require('node:timers/promises');
-const { load, again, call, run, credentials, isTemporary, PAUSE } = require('./weir');
+const { load, again, call, naming, run, credentials, isTemporary, PAUSE } = require('./weir');
 
 const [user, room = 'general', address = '127.0.0.1:50051'] = process.argv.slice(2);
 if (!user) {
@@ -24,15 +24,18 @@ const { ChatService } = load('chat.proto').chat;
 const chat = new ChatService(address, credentials);
 
 let position; // The sequence read last; unknown until the server has answered.
+let log; // The log that it is of.
 const shown = new EventEmitter();
 
 // Prints what is said, for ever.
 async function follow() {
   for (;;) {
     const isNew = position === undefined;
-    const stream = chat.SubscribeMessages({ room, user, after_sequence: position });
+    const stream = chat.SubscribeMessages({ room, user, after_sequence: position }, naming(log));
     // The header says where the stream begins, so that not even a break before the first message loses one.
-    stream.on('metadata', (header) => (position ??= header.get('after-sequence')[0]));
+    stream.on('metadata', (header) => {
+      if (position === undefined) [position, log] = ['after-sequence', 'log-id'].map((name) => header.get(name)[0]);
+    });
     try {
       for await (const message of stream) {
         // The welcome is no record: it has no sequence, and is no news the second time.

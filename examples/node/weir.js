@@ -39,6 +39,13 @@ function call(client, method, request, options = {}) {
   });
 }
 
+// Metadata that names the log of a position: a server with another log refuses it.
+function naming(log) {
+  const metadata = new grpc.Metadata();
+  if (log) metadata.set('log-id', log);
+  return metadata;
+}
+
 // Runs a program and ends the process as it ended.
 function run(main) {
   main().then(
@@ -52,4 +59,4 @@ function run(main) {
 
 const credentials = grpc.credentials.createInsecure();
 
-module.exports = { load, again, call, run, credentials, isTemporary, PAUSE, status: grpc.status };
+module.exports = { load, again, call, naming, run, credentials, isTemporary, PAUSE, status: grpc.status };

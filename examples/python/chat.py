@@ -29,6 +29,8 @@ class Room:
     def __init__(self, chat, room, user):
         self.chat, self.room, self.user = chat, room, user
         self.position = None
+        # Which log the position is of: a server with another one refuses it.
+        self.log = None
         self.is_followed = threading.Event()
         self.has_moved = threading.Condition()
 
@@ -38,10 +40,12 @@ class Room:
             request = chat_pb2.SubscribeRequest(room=self.room, user=self.user, after_sequence=self.position)
             is_new = self.position is None
             try:
-                messages = self.chat.SubscribeMessages(request)
-                if is_new:
+                messages = self.chat.SubscribeMessages(request, metadata=self.log)
+                header = dict(messages.initial_metadata())
+                if is_new and "after-sequence" in header:
                     # Where the stream begins, so that not even a break before the first message loses one.
-                    self.position = int(dict(messages.initial_metadata())["after-sequence"])
+                    self.position = int(header["after-sequence"])
+                    self.log = [("log-id", header["log-id"])]
                 for message in messages:
                     self.show(message, is_new)
             except grpc.RpcError as error:

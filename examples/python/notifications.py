@@ -23,6 +23,8 @@ class Notifications:
     def __init__(self, service, args):
         self.service, self.args = service, args
         self.position = None
+        # Which log the position is of: a server with another one refuses it.
+        self.log = None
         self.missing = args.count
 
     def follow(self):
@@ -31,10 +33,12 @@ class Notifications:
             request = streaming_pb2.SubscribeRequest(
                 user_id=self.args.user, categories=self.args.category, after_sequence=self.position
             )
-            notifications = self.service.SubscribeToNotifications(request)
-            if self.position is None:
+            notifications = self.service.SubscribeToNotifications(request, metadata=self.log)
+            header = dict(notifications.initial_metadata())
+            if self.position is None and "after-sequence" in header:
                 # Where the stream begins, so that not even a break before the first notification loses one.
-                self.position = int(dict(notifications.initial_metadata())["after-sequence"])
+                self.position = int(header["after-sequence"])
+                self.log = [("log-id", header["log-id"])]
             for notification in notifications:
                 self.position = notification.sequence
                 print(f"[{notification.category}] {notification.title}: {notification.body}", flush=True)

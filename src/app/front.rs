@@ -16,7 +16,7 @@ use tower::{Layer as _, Service, ServiceExt as _, util::BoxCloneSyncService};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::{
-    call::{CallLayer, CallService, unavailable},
+    call::{CallLayer, CallService, RECOVERING, unavailable},
     config::Cors,
     services::{self, Core},
 };
@@ -24,12 +24,13 @@ use crate::{
 /// How long a browser may remember what it may send.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(3600);
 /// What a browser's client may read of a response.
-const EXPOSED: [HeaderName; 5] = [
+const EXPOSED: [HeaderName; 6] = [
     HeaderName::from_static("grpc-status"),
     HeaderName::from_static("grpc-message"),
     HeaderName::from_static("grpc-status-details-bin"),
     HeaderName::from_static("grpc-retry-pushback-ms"),
     HeaderName::from_static("after-sequence"),
+    HeaderName::from_static("log-id"),
 ];
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -156,10 +157,8 @@ impl Service<Request<Body>> for Gate {
             Some(routes) => routes,
             None if request.uri().path().starts_with("/grpc.") => &self.base,
             None => {
-                return Box::pin(std::future::ready(Ok(unavailable(
-                    "the log is being recovered",
-                )
-                .into_http())));
+                let refused = unavailable(RECOVERING).into_http();
+                return Box::pin(std::future::ready(Ok(refused)));
             }
         };
         let answer = routes.clone().oneshot(request);

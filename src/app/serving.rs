@@ -65,6 +65,7 @@ pub(super) struct Serving {
     reporter: HealthReporter,
     instance: Instance,
     gate: Gate,
+    calls: CallLayer,
     streams: Streams,
     closing: Closing,
     connections: TaskTracker,
@@ -137,6 +138,7 @@ impl Serving {
             reporter,
             instance,
             gate,
+            calls,
             streams,
             started,
         };
@@ -207,6 +209,7 @@ impl Serving {
         let own = self.own_feeds(engine).await;
         let presence = self.open_presence(&topics, own, nats.as_ref()).await?;
         let (files, are_found) = self.open_files(nats.as_ref()).await?;
+        self.calls.serves_log(engine.id());
         self.gate
             .open(&self.core(topics, own, presence.clone(), files.clone(), peers)?);
         let mut tasks = self.core_tasks(engine, hub, own);

@@ -17,10 +17,13 @@ use tracing::Span;
 use super::{
     Call, Kind, Methods, Streams,
     body::{CallBody, CountedRequest, Limits, Outcome},
-    deadline, status,
+    deadline,
+    identity::{self, Identity},
+    status,
 };
 use crate::{
     core::Instance,
+    log::LogId,
     net::{Expiry, Link},
     telemetry::Traces,
 };
@@ -32,23 +35,25 @@ pub struct CallLayer {
     streams: Streams,
     instance: Instance,
     traces: Traces,
+    identity: Identity,
 }
 
 impl CallLayer {
     /// A layer that knows `methods`, registers streams in `streams` and counts requests for `instance`.
     #[must_use]
-    pub const fn new(
-        methods: Methods,
-        streams: Streams,
-        instance: Instance,
-        traces: Traces,
-    ) -> Self {
+    pub fn new(methods: Methods, streams: Streams, instance: Instance, traces: Traces) -> Self {
         Self {
             methods,
             streams,
             instance,
             traces,
+            identity: Identity::default(),
         }
+    }
+
+    /// Says which log this instance serves, once it is open: responses name it, and requests that name another are refused.
+    pub fn serves_log(&self, id: LogId) {
+        self.identity.set(id);
     }
 }
 
@@ -94,9 +99,13 @@ where
             .traces
             .rpc(&call.method().full_name, request.headers());
         let mut outcome = Outcome::new(call.clone(), span.clone());
-        let Ok(timeout) = deadline::timeout(request.headers()) else {
-            outcome.record(Code::InvalidArgument, None);
-            return CallFuture::done(status::invalid_timeout().into_http());
+        let log = self.layer.identity.name(call.method());
+        let timeout = match self.admit(&call, request.headers()) {
+            Ok(timeout) => timeout,
+            Err(status) => {
+                outcome.record(status.code(), None);
+                return CallFuture::done(identity::named(status.into_http(), log));
+            }
         };
         let limits = self.limits(&call, timeout);
         if let Some(expiry) = request.extensions().get::<Expiry>() {
@@ -110,11 +119,21 @@ where
             limits: Some(limits),
             outcome: Some(outcome),
             span,
+            log,
         }
     }
 }
 
 impl<S> CallService<S> {
+    /// Checks what the request says of itself; returns the time that the caller gives it.
+    ///
+    /// # Errors
+    /// The status to refuse it with.
+    fn admit(&self, call: &Call, headers: &HeaderMap) -> Result<Option<Duration>, Status> {
+        self.layer.identity.check(call.method(), headers)?;
+        deadline::timeout(headers).map_err(|_| status::invalid_timeout())
+    }
+
     fn limits(&self, call: &Call, timeout: Option<Duration>) -> Limits {
         let is_stream = call.method().kind != Kind::Unary;
         Limits {
@@ -170,6 +189,7 @@ pin_project! {
             limits: Option<Limits>,
             outcome: Option<Outcome>,
             span: Span,
+            log: Option<HeaderValue>,
         },
     }
 }
@@ -195,9 +215,11 @@ impl<F: Future<Output = Result<Response<Body>, Infallible>>> Future for CallFutu
                 limits,
                 outcome,
                 span,
+                log,
             } => {
                 let _entered = span.enter();
-                poll_running(inner, limits, outcome, cx).map(Ok)
+                poll_running(inner, limits, outcome, cx)
+                    .map(|response| Ok(identity::named(response, log.take())))
             }
         }
     }

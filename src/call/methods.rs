@@ -91,6 +91,11 @@ impl Method {
         }
     }
 
+    /// Whether the core serves it: health and reflection know no log.
+    pub(super) fn is_of_core(&self) -> bool {
+        !self.service.starts_with("grpc.")
+    }
+
     pub(super) fn handled(&self, code: tonic::Code) {
         let labels = [
             self.kind.as_str(),

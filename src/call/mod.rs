@@ -1,4 +1,4 @@
-//! The one tower layer around every RPC: method, deadline, metrics, trace, log line, drain and age.
+//! The one tower layer around every RPC: method, deadline, log identity, metrics, trace, log line, drain and age.
 //!
 //! Handlers see none of it: they get a [`Call`] in the request's extensions and may tell it their position. A streaming
 //! call is registered ([`Streams`]) while it runs, so that a drain or its age can end it with a status that says where to
@@ -7,11 +7,13 @@
 mod body;
 mod deadline;
 mod frames;
+mod identity;
 mod layer;
 mod methods;
 mod status;
 mod streams;
 
+pub(crate) use identity::RECOVERING;
 pub use layer::{CallLayer, CallService};
 pub use methods::{Kind, Method, Methods};
 pub use status::{into_status, retry_after, unavailable};

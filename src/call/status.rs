@@ -10,7 +10,7 @@ use super::{Ending, methods::Method};
 use crate::{
     blob,
     core::{Error, ErrorCode},
-    log::{self, Sequence},
+    log::{self, LogId, Sequence},
 };
 
 /// The domain in every `ErrorInfo`.
@@ -33,9 +33,10 @@ const fn grpc_code(code: ErrorCode) -> Code {
         ErrorCode::NotFound => Code::NotFound,
         ErrorCode::KeyConflict | ErrorCode::AlreadyExists => Code::AlreadyExists,
         ErrorCode::LimitExceeded | ErrorCode::StorageFull => Code::ResourceExhausted,
-        ErrorCode::PositionTrimmed | ErrorCode::PositionBeyondTail | ErrorCode::RangeOutside => {
-            Code::OutOfRange
-        }
+        ErrorCode::PositionTrimmed
+        | ErrorCode::PositionBeyondTail
+        | ErrorCode::LogReplaced
+        | ErrorCode::RangeOutside => Code::OutOfRange,
         ErrorCode::Superseded => Code::Aborted,
         ErrorCode::StorageUnavailable
         | ErrorCode::StorageFailed
@@ -138,7 +139,9 @@ fn metadata(error: &Error) -> HashMap<String, String> {
             return HashMap::from([("size".into(), size.to_string())]);
         }
         Error::KeyConflict { sequence } => ("sequence", sequence),
-        Error::Log(log::Error::Trimmed { first }) => ("first_sequence", first),
+        Error::Log(log::Error::Trimmed { first } | log::Error::Replaced { tail: first }) => {
+            ("first_sequence", first)
+        }
         Error::Log(log::Error::BeyondTail { tail }) => {
             let last = Sequence(tail.0.saturating_sub(1));
             return HashMap::from([("last_sequence".into(), last.to_string())]);
@@ -182,6 +185,18 @@ pub(super) fn ended(ending: Ending, position: Option<Sequence>) -> Status {
         fixed_text(code).to_owned(),
         ErrorDetails::new(),
         metadata,
+    )
+}
+
+/// The status of a request that names another log than `here`, which this instance serves.
+pub(super) fn of_another_log(here: LogId) -> Status {
+    let text = "the position is of another log and means nothing in this one: start from live, without a position, or from the \
+                oldest message, after 0";
+    finish(
+        ErrorCode::LogReplaced,
+        text.to_owned(),
+        ErrorDetails::new(),
+        HashMap::from([("log-id".into(), here.to_string())]),
     )
 }
 

@@ -129,6 +129,8 @@ pub enum ErrorCode {
     PositionTrimmed,
     /// The position lies after the topic's end.
     PositionBeyondTail,
+    /// The position belongs to another log than this one.
+    LogReplaced,
     /// The thing exists already, and is another.
     AlreadyExists,
     /// Another stream took over.
@@ -155,13 +157,14 @@ pub enum ErrorCode {
 
 impl ErrorCode {
     /// Every code.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::InvalidArgument,
         Self::NotFound,
         Self::KeyConflict,
         Self::LimitExceeded,
         Self::PositionTrimmed,
         Self::PositionBeyondTail,
+        Self::LogReplaced,
         Self::AlreadyExists,
         Self::Superseded,
         Self::ChecksumMismatch,
@@ -185,6 +188,7 @@ impl ErrorCode {
             Self::LimitExceeded => "LIMIT_EXCEEDED",
             Self::PositionTrimmed => "POSITION_TRIMMED",
             Self::PositionBeyondTail => "POSITION_BEYOND_TAIL",
+            Self::LogReplaced => "LOG_REPLACED",
             Self::AlreadyExists => "ALREADY_EXISTS",
             Self::Superseded => "SUPERSEDED",
             Self::ChecksumMismatch => "CHECKSUM_MISMATCH",
@@ -215,6 +219,7 @@ impl ErrorCode {
             | Self::LimitExceeded
             | Self::PositionTrimmed
             | Self::PositionBeyondTail
+            | Self::LogReplaced
             | Self::AlreadyExists
             | Self::Superseded
             | Self::ChecksumMismatch
@@ -233,6 +238,7 @@ impl ErrorCode {
             | Self::LimitExceeded
             | Self::PositionTrimmed
             | Self::PositionBeyondTail
+            | Self::LogReplaced
             | Self::AlreadyExists
             | Self::ChecksumMismatch
             | Self::RangeOutside
@@ -285,9 +291,8 @@ impl Error {
                 log::Error::Failed(_) => ErrorCode::StorageFailed,
                 log::Error::Corrupt(_) => ErrorCode::StorageCorrupt,
                 log::Error::Trimmed { .. } => ErrorCode::PositionTrimmed,
-                log::Error::BeyondTail { .. } | log::Error::Replaced { .. } => {
-                    ErrorCode::PositionBeyondTail
-                }
+                log::Error::BeyondTail { .. } => ErrorCode::PositionBeyondTail,
+                log::Error::Replaced { .. } => ErrorCode::LogReplaced,
                 log::Error::Closed => ErrorCode::Draining,
             },
         }

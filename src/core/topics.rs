@@ -134,7 +134,11 @@ impl Topics {
                 .records
                 .into_iter()
                 .find(|record| record.sequence == sequence)),
-            Err(log::Error::Trimmed { .. } | log::Error::BeyondTail { .. }) => Ok(None),
+            Err(
+                log::Error::Trimmed { .. }
+                | log::Error::BeyondTail { .. }
+                | log::Error::Replaced { .. },
+            ) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }

@@ -35,12 +35,13 @@ pub enum Error {
         /// The first position not written yet.
         tail: Sequence,
     },
-    /// The position was given out by the log that this one is a restored copy of, after its backup was taken.
+    /// The wanted position was given out by a log that a backup replaced: what came after the backup is not here, and the
+    /// numbering goes on far behind it.
     #[error(
-        "the position is of a log that was replaced by a backup; what is here ends before {tail}"
+        "the position is of a log that a backup replaced: what is here of that log ends before {tail}"
     )]
     Replaced {
-        /// The first position not written yet.
+        /// The first position that the backup did not hold. Reading from here brings what came after the restore.
         tail: Sequence,
     },
     /// The log is closed: the instance is shutting down.

@@ -13,8 +13,8 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::{
-    Ack, Bounds, Clock, Engine, Error, Follow, Follower, Health, Limit, NewRecord, Numbering,
-    Outcome, Page, Record, Sequence, Space, Timestamp, Topic,
+    Ack, Bounds, Clock, Engine, Error, Follow, Follower, Health, Limit, LogId, NewRecord,
+    Numbering, Outcome, Page, Record, Sequence, Space, Timestamp, Topic,
     clock::{SystemTime, TimeSource},
     dedupe::{Fingerprint, Known},
     followers::Followers,
@@ -51,6 +51,7 @@ impl Options {
 /// An engine that holds everything in memory. Appends are acknowledged at once; retention is applied on every use of a
 /// topic.
 pub struct Memory {
+    id: LogId,
     options: Options,
     meters: Meters,
     state: Mutex<State>,
@@ -94,6 +95,7 @@ impl Memory {
         let meters = Meters::new(options.metrics.clone());
         meters.health(&Health::Ready);
         Self {
+            id: LogId::random(),
             meters,
             options,
             state: Mutex::new(State::new(clock)),
@@ -164,6 +166,10 @@ impl Memory {
 
 #[async_trait]
 impl Engine for Memory {
+    fn id(&self) -> LogId {
+        self.id
+    }
+
     async fn enqueue(&self, batch: Vec<NewRecord>) -> Result<Ack, Error> {
         let queued = Instant::now();
         let (resolve, ack) = Ack::pending();

@@ -76,9 +76,7 @@ use tokio::sync::{oneshot, watch};
 pub trait Engine: Send + Sync + 'static {
     /// The log's identity: made with the log, the same after every restart and on every replica, and another one once the log
     /// was made again, from a backup too. A position is one of this log only.
-    fn id(&self) -> LogId {
-        LogId::from_bytes([0; 16])
-    }
+    fn id(&self) -> LogId;
 
     /// Queues a batch for appending. Waits while the engine's queue is full (bounded in bytes), so awaiting it is the
     /// publisher's back-pressure. Await the returned [`Ack`] for durability; enqueue again before that to pipeline.
@@ -101,7 +99,8 @@ pub trait Engine: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`Error::Trimmed`] when records at or after `from` were dropped by retention. [`Error::BeyondTail`] when `from` lies
-    /// after the log's tail; a position between the topic's last record and the log's tail is fine.
+    /// after the log's tail; a position between the topic's last record and the log's tail is fine. [`Error::Replaced`] when
+    /// `from` was given out by the log of which this one is a restored copy, after its backup was taken.
     async fn read(&self, topic: &Topic, from: Sequence, limit: Limit) -> Result<Page, Error>;
 
     /// The position of the first retained record appended at or after `time`; the log's tail when there is none.

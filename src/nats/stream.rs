@@ -106,6 +106,8 @@ pub(crate) struct PubAck {
 /// What is known of a stream.
 #[derive(Debug, Deserialize)]
 pub(crate) struct Info {
+    /// When it was created; the same on all servers, and another one when it was created again.
+    pub(crate) created: String,
     pub(crate) config: StreamConfig,
     pub(crate) state: State,
     /// The server's clock, in RFC 3339; empty from servers before 2.10.

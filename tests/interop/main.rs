@@ -40,6 +40,7 @@ mod kubernetes;
 mod link;
 #[path = "../it/log_conformance.rs"]
 mod log_conformance;
+mod log_id;
 #[allow(
     dead_code,
     reason = "shared with the tests of the other engines, which use all of it"

@@ -15,7 +15,7 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::{io::AsyncReadExt as _, process::Command, task::JoinSet};
-use tonic::Code;
+use tonic::{Code, metadata::AsciiMetadataValue};
 use weir::{
     backup::{self, Error},
     client::Client,
@@ -31,7 +31,10 @@ use crate::{
     cli::Run,
     file_support::{self as files, Clients, content},
     log_support::{ALL, append_all, read_all, room, settings},
-    support::{Settings, TestServer, eventually, follow, next, send, server::binary, soon},
+    support::{
+        Settings, TestServer, end, errors::info, eventually, follow, next, send, server::binary,
+        soon,
+    },
 };
 
 /// Who marks the end of a room for a reader.
@@ -231,6 +234,52 @@ async fn files_and_trimmed_topics_come_back_as_they_were() {
     }
 }
 
+/// The log that a response names.
+fn log_of<T>(response: &tonic::Response<T>) -> AsciiMetadataValue {
+    response.metadata().get("log-id").unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_restored_log_is_another_one() {
+    let server = TestServer::start().await;
+    let mut chat = server.chat().await;
+    let sent = chat.send_message(send("general", "ann", "hi")).await;
+    let sent = sent.unwrap();
+    let old = log_of(&sent);
+    let position = sent.into_inner().sequence;
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("weir.tar");
+    let tail = back_up(&server.dir().join("data"), &archive).await;
+    let lost = chat.send_message(send("general", "ann", "lost")).await;
+    let lost = lost.unwrap().into_inner().sequence;
+    let mut ids = vec![old.clone()];
+    for _ in 0..2 {
+        let copy = restored(&archive, Settings::default()).await;
+        let mut chat = copy.chat().await;
+        let mut request = tonic::Request::new(follow("general", Some(position)));
+        let resumed = chat.subscribe_messages(follow("general", Some(position)));
+        ids.push(log_of(&resumed.await.unwrap()));
+        request.metadata_mut().insert("log-id", old.clone());
+        let refused = chat.subscribe_messages(request).await.unwrap_err();
+        assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+        assert_eq!(info(&refused).0, "LOG_REPLACED");
+        // Numbers alone tell as much: what came after the backup lies in none of the copies.
+        let unknown = chat.subscribe_messages(follow("general", Some(lost)));
+        let mut unknown = unknown.await.unwrap().into_inner();
+        let refused = end(&mut unknown).await.unwrap_err();
+        let (reason, metadata) = info(&refused);
+        assert_eq!(reason, "LOG_REPLACED", "{refused:?}");
+        assert_eq!(metadata["first_sequence"], tail.to_string());
+        let copy = copy.restart().await;
+        let mut chat = copy.chat().await;
+        let again = chat.send_message(send("general", "ann", "hi")).await;
+        assert_eq!(log_of(&again.unwrap()), ids[ids.len() - 1]);
+    }
+    ids.sort_by(|one, other| one.as_bytes().cmp(other.as_bytes()));
+    ids.dedup();
+    assert_eq!(ids.len(), 3, "each copy has an id of its own");
+}
+
 #[tokio::test]
 async fn what_an_export_still_reads_is_not_trimmed() {
     let dir = TempDir::new().unwrap();
@@ -373,12 +422,12 @@ async fn only_an_empty_directory_is_restored_into() {
     // The log that is replaced may have given out numbers behind the archive's tail: they are left out, and refused.
     let next = Sequence(4 + (1 << 32));
     assert_eq!(append_all(&engine, &room("c"), &["4"]).await, [next]);
-    let tail = next.next();
+    let tail = Sequence(4);
     for lost in [Sequence(5), Sequence(next.0 - 1)] {
         let refused = engine.read(&room("a"), lost, ALL).await;
         assert_eq!(refused.unwrap_err(), weir::log::Error::Replaced { tail });
     }
-    for known in [Sequence(4), next, tail] {
+    for known in [tail, next, next.next()] {
         assert!(engine.read(&room("a"), known, ALL).await.is_ok(), "{known}");
     }
 }

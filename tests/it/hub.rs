@@ -14,8 +14,8 @@ use weir::{
         readiness::Condition,
     },
     log::{
-        Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, Page, Record,
-        Sequence, Space, Timestamp, Topic,
+        Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, LogId, NewRecord, Page,
+        Record, Sequence, Space, Timestamp, Topic,
         memory::{Memory, Options},
     },
     telemetry::{Metrics, Traces},
@@ -333,6 +333,10 @@ impl Ears {
 
 #[async_trait]
 impl Engine for Ears {
+    fn id(&self) -> LogId {
+        self.inner.id()
+    }
+
     async fn enqueue(&self, batch: Vec<NewRecord>) -> Result<Ack, Error> {
         self.inner.enqueue(batch).await
     }

@@ -26,6 +26,7 @@ use super::log_support::{
 };
 
 suite!(
+    a_log_has_an_id_of_its_own,
     records_come_back_as_they_were_appended,
     extreme_records_come_back,
     a_batch_over_several_topics_goes_to_each,
@@ -77,6 +78,16 @@ suite!(
     metrics_count_what_happened,
     close_refuses_appends_and_is_idempotent,
 );
+
+async fn a_log_has_an_id_of_its_own(kind: EngineKind) {
+    let (one, other) = (Rig::new(kind), Rig::new(kind));
+    let id = one.engine.id();
+    append_all(&*one.engine, &room("a"), &["x"]).await;
+    assert_eq!(one.engine.id(), id);
+    assert_ne!(other.engine.id(), id);
+    one.engine.close().await;
+    assert_eq!(one.engine.id(), id);
+}
 
 async fn records_come_back_as_they_were_appended(kind: EngineKind) {
     let rig = Rig::new(kind);

@@ -53,6 +53,7 @@ mod log_damage;
 mod log_embedded;
 mod log_faults;
 mod log_fixture;
+mod log_id;
 mod log_model;
 mod log_support;
 mod merged;

@@ -18,8 +18,8 @@ use weir::{
         hub::{Merged, Start},
     },
     log::{
-        Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, Outcome, Page,
-        Record, Sequence, Space, Timestamp, Topic,
+        Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, LogId, NewRecord, Outcome,
+        Page, Record, Sequence, Space, Timestamp, Topic,
         memory::{Memory, Options},
     },
     telemetry::{Metrics, Traces},
@@ -290,6 +290,10 @@ impl Late {
 
 #[async_trait]
 impl Engine for Late {
+    fn id(&self) -> LogId {
+        self.inner.id()
+    }
+
     async fn enqueue(&self, batch: Vec<NewRecord>) -> Result<Ack, Error> {
         self.inner.enqueue(batch).await
     }

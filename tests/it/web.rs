@@ -13,7 +13,10 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use tokio::net::TcpStream;
-use weir::proto::chat::{Message, SendMessageResponse, SubscribeRequest};
+use weir::{
+    log::LogId,
+    proto::chat::{Message, SendMessageResponse, SubscribeRequest},
+};
 
 use crate::support::{
     Settings, TestServer, eventually, follow,
@@ -280,6 +283,27 @@ async fn messages_arrive_while_the_stream_is_open() {
 }
 
 #[tokio::test]
+async fn the_log_is_named_and_another_one_refused() {
+    let server = TestServer::start().await;
+    for way in Way::all(&server) {
+        let request = framed(&send("general", "ann", "hi"));
+        let reply = way.call(SEND, &[], &request).await;
+        let id = reply.headers["log-id"].to_str().unwrap().to_owned();
+        assert_eq!(id.len(), 32, "{way:?}");
+        let mut named = way.call(SEND, &[("log-id", &id)], &request).await;
+        named.message::<SendMessageResponse>().await;
+        assert_eq!(named.trailers().await["grpc-status"], "0", "{way:?}");
+        let other = LogId::random().to_string();
+        let request = framed(&follow("general", Some(1)));
+        let refused = way.call(SUBSCRIBE, &[("log-id", &other)], &request).await;
+        assert_eq!(refused.headers["log-id"], id, "{way:?}");
+        let trailers = refused.trailers().await;
+        assert_eq!(trailers["grpc-status"], "11", "{way:?}");
+        assert!(trailers.contains_key("grpc-status-details-bin"));
+    }
+}
+
+#[tokio::test]
 async fn errors_come_with_their_details() {
     let server = TestServer::start().await;
     for way in Way::all(&server) {
@@ -427,6 +451,7 @@ async fn any_page_may_call_by_default() {
         "grpc-status-details-bin",
         "grpc-retry-pushback-ms",
         "after-sequence",
+        "log-id",
     ] {
         assert!(exposed.contains(&name), "{name} in {exposed:?}");
     }

@@ -18,6 +18,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"google.golang.org/grpc/metadata"
+
 	pb "weir-examples/chatpb"
 	"weir-examples/retry"
 )
@@ -29,6 +31,8 @@ type room struct {
 	// position is the sequence read last, once it is known.
 	position atomic.Uint64
 	isKnown  bool
+	// log is the id of the log that the position is of: a server with another one refuses it.
+	log []string
 }
 
 func main() {
@@ -70,13 +74,14 @@ func (r *room) follow(shown chan<- struct{}) {
 
 // read prints what is said until the stream breaks.
 func (r *room) read(shown chan<- struct{}) error {
+	ctx := metadata.NewOutgoingContext(context.Background(), metadata.MD{"log-id": r.log})
 	request := &pb.SubscribeRequest{Room: r.name, User: r.user}
 	isNew := !r.isKnown
 	if !isNew {
 		position := r.position.Load()
 		request.AfterSequence = &position
 	}
-	stream, err := r.chat.SubscribeMessages(context.Background(), request)
+	stream, err := r.chat.SubscribeMessages(ctx, request)
 	if err != nil {
 		return err
 	}
@@ -88,7 +93,7 @@ func (r *room) read(shown chan<- struct{}) error {
 	if after := header.Get("after-sequence"); isNew && len(after) > 0 {
 		position, _ := strconv.ParseUint(after[0], 10, 64)
 		r.position.Store(position)
-		r.isKnown = true
+		r.isKnown, r.log = true, header.Get("log-id")
 	}
 	for {
 		message, err := stream.Recv()

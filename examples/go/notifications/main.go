@@ -13,6 +13,8 @@ import (
 	"io"
 	"strconv"
 
+	"google.golang.org/grpc/metadata"
+
 	"weir-examples/retry"
 	pb "weir-examples/streamingpb"
 )
@@ -23,6 +25,8 @@ type follower struct {
 	user    string
 	// position is the sequence read last; nil until the server has answered.
 	position *uint64
+	// log is the id of the log that the position is of: a server with another one refuses it.
+	log []string
 	// missing is how many more to show; below zero: all.
 	missing int
 }
@@ -42,6 +46,7 @@ func main() {
 func (f *follower) follow() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
+	ctx = metadata.NewOutgoingContext(ctx, metadata.MD{"log-id": f.log})
 	request := &pb.SubscribeRequest{UserId: f.user, AfterSequence: f.position}
 	stream, err := f.service.SubscribeToNotifications(ctx, request)
 	if err != nil {
@@ -57,7 +62,7 @@ func (f *follower) follow() error {
 		if err != nil {
 			return err
 		}
-		f.position = &position
+		f.position, f.log = &position, header.Get("log-id")
 	}
 	for f.missing != 0 {
 		notification, err := stream.Recv()

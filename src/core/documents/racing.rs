@@ -18,7 +18,9 @@ use super::{
 };
 use crate::{
     client::TextDocument,
-    log::{self, Ack, Bounds, Engine, Follow, Follower, Health, Limit, Page, Space, Timestamp},
+    log::{
+        self, Ack, Bounds, Engine, Follow, Follower, Health, Limit, LogId, Page, Space, Timestamp,
+    },
 };
 
 /// Longer than anything here takes.
@@ -60,6 +62,10 @@ impl Racing {
 
 #[async_trait]
 impl Engine for Racing {
+    fn id(&self) -> LogId {
+        self.inner.id()
+    }
+
     async fn enqueue(&self, batch: Vec<NewRecord>) -> Result<Ack, log::Error> {
         self.race().await;
         self.inner.enqueue(batch).await

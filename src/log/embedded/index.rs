@@ -497,8 +497,8 @@ impl Index {
             return Ok(first.sequence.min(self.tail));
         }
         let is_elsewhere = |gap: &Range<Sequence>| gap.start < from && from < gap.end;
-        if self.gaps.iter().any(is_elsewhere) {
-            return Err(Error::Replaced { tail: self.tail });
+        if let Some(gap) = self.gaps.iter().find(|gap| is_elsewhere(gap)) {
+            return Err(Error::Replaced { tail: gap.start });
         }
         crate::log::start_of_read(from, first.sequence, self.tail)
     }

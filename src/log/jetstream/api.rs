@@ -16,7 +16,7 @@ use super::{
     wire::{BATCH_COMMIT, BATCH_ID, BATCH_SEQUENCE, Entry, Outgoing, format_time, parse_time},
 };
 use crate::{
-    log::{Error, Sequence, Timestamp},
+    log::{Error, LogId, Sequence, Timestamp},
     nats::stream::{Failure, PubAck, Refusal, Stream},
 };
 
@@ -67,9 +67,13 @@ pub(super) enum Published {
     Retry(Failure),
 }
 
+/// Key of the stream's metadata whose value makes the log another one: a stream that NATS restored has all else as it was.
+const LOG_MARK: &str = "weir-log";
+
 /// What is known of the stream.
 #[derive(Debug, Clone)]
 pub(super) struct Info {
+    created: String,
     pub(super) config: StreamConfig,
     pub(super) last: Sequence,
     /// The time of the last message; zero when there never was one.
@@ -90,6 +94,15 @@ struct FoundMessage {
     seq: u64,
 }
 
+impl Info {
+    /// The log's identity: all servers know the same, and a stream that was created again has another.
+    pub(super) fn identity(&self) -> LogId {
+        let mark = self.config.metadata.get(LOG_MARK);
+        let mark = mark.map_or("", String::as_str);
+        LogId::derived(&[&self.config.name, &self.created, mark])
+    }
+}
+
 impl Api {
     /// The stream as its leader knows it, and those of its subjects that match, 100,000 at most from `offset` on.
     pub(super) async fn info(&self, subjects: Option<(&str, usize)>) -> Result<Info, Failure> {
@@ -98,6 +111,7 @@ impl Api {
         Ok(Info {
             last_time,
             now: parse_time(&info.ts).unwrap_or(last_time),
+            created: info.created,
             config: info.config,
             last: Sequence(info.state.last_seq),
             bytes: info.state.bytes,

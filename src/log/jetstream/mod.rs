@@ -45,8 +45,8 @@ use self::{
     view::View,
 };
 use super::{
-    Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, NewRecord, OpenError, Outcome,
-    Page, Record, Sequence, Space, Timestamp, Topic, meters::Meters,
+    Ack, Bounds, Engine, Error, Follow, Follower, Health, Limit, LogId, NewRecord, OpenError,
+    Outcome, Page, Record, Sequence, Space, Timestamp, Topic, meters::Meters,
 };
 use crate::{config::Config, nats::Nats, telemetry::Metrics};
 
@@ -75,7 +75,8 @@ impl Jetstream {
         let recent = usize::try_from(config.jetstream.recent.as_u64()).unwrap_or(usize::MAX);
         let queue_bytes = super::queue_bytes(&config.log);
         let view = View::new(info.last.next(), recent);
-        let shared = Shared::new(api, view, Meters::new(metrics), queue_bytes, connected);
+        let meters = Meters::new(metrics);
+        let shared = Shared::new(info.identity(), api, view, meters, queue_bytes, connected);
         let shared = Arc::new(shared);
         let (sender, appends) = mpsc::unbounded_channel();
         let committer = TaskTracker::new();
@@ -151,6 +152,10 @@ async fn watch_connection(shared: Arc<Shared>) {
 
 #[async_trait]
 impl Engine for Jetstream {
+    fn id(&self) -> LogId {
+        self.shared.id
+    }
+
     async fn enqueue(&self, batch: Vec<NewRecord>) -> Result<Ack, Error> {
         self.queue(batch, false).await
     }

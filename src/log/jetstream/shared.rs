@@ -9,12 +9,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{api::Api, view::View};
-use crate::log::{Error, Health, Sequence, meters::Meters};
+use crate::log::{Error, Health, LogId, Sequence, meters::Meters};
 
 /// After this long without a live message the stream is asked for what an acknowledgement waits for.
 const LATE: Duration = Duration::from_millis(100);
 
 pub(super) struct Shared {
+    /// Of the stream as it was at the start.
+    pub(super) id: LogId,
     pub(super) api: Api,
     pub(super) view: View,
     pub(super) meters: Meters,
@@ -33,6 +35,7 @@ pub(super) struct Shared {
 
 impl Shared {
     pub(super) fn new(
+        id: LogId,
         api: Api,
         view: View,
         meters: Meters,
@@ -41,6 +44,7 @@ impl Shared {
     ) -> Self {
         meters.health(&Health::Ready);
         Self {
+            id,
             wanted: watch::Sender::new(view.next()),
             api,
             view,

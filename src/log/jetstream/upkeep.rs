@@ -55,6 +55,11 @@ async fn look_once(shared: &Shared) -> Result<(), Error> {
     // Before asking: the feed goes on meanwhile.
     let seen = shared.view.next();
     let info = shared.api.info(None).await?;
+    if info.identity() != shared.id {
+        return Err(Error::Unavailable(
+            "the stream is another one than at the start: restart the instance".into(),
+        ));
+    }
     let bytes = i64::try_from(info.bytes).unwrap_or(i64::MAX);
     shared.meters.metrics.log_bytes.set(bytes);
     if info.last.next() < seen {
