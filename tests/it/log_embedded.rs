@@ -575,6 +575,54 @@ async fn a_crash_at_any_moment_loses_nothing_acknowledged() {
     }
 }
 
+/// The same with the copy cut at any byte of what was written after the last look at what was acknowledged.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_that_cuts_the_end_anywhere_loses_nothing_acknowledged() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    let topic = room("cut");
+    let engine = Arc::new(open(&config));
+    append_all(&*engine, &topic, &["first"]).await;
+    let writers = (0..8).map(|writer| {
+        let (engine, topic) = (engine.clone(), topic.clone());
+        tokio::spawn(async move {
+            for at in 0..300 {
+                append(&*engine, vec![record(&topic, format!("{writer}:{at}"))]).await;
+            }
+        })
+    });
+    let writers = writers.collect::<Vec<_>>();
+    let mut cuts = 0;
+    while cuts < 40 {
+        let acknowledged = engine.tail();
+        // Everything acknowledged lies before this byte.
+        let safe = written(&journal(&config));
+        let crashed = settings(&dir.path().join(format!("cut-{cuts}")));
+        tokio::task::block_in_place(|| copy_dir(&config.dir, &crashed.dir));
+        let copy = journal(&crashed);
+        let end = written(&copy);
+        let cut = safe + (end - safe) * (cuts % 7) / 7;
+        let file = fs::OpenOptions::new().write(true).open(&copy).unwrap();
+        file.set_len(cut).unwrap();
+        let survivor = open(&crashed);
+        let records = read_all(&survivor, &topic).await;
+        assert!(
+            records.len() as u64 >= acknowledged.0 - 1,
+            "cut at {cut} of {end}"
+        );
+        let numbers = records.iter().map(|record| record.sequence.0);
+        assert!(numbers.eq(1..=records.len() as u64));
+        let next = append_all(&survivor, &topic, &["on"]).await[0];
+        assert_eq!(next.0, records.len() as u64 + 1);
+        drop(survivor);
+        fs::remove_dir_all(&crashed.dir).unwrap();
+        cuts += 1;
+    }
+    for writer in writers {
+        writer.await.unwrap();
+    }
+}
+
 #[tokio::test]
 async fn a_torn_write_is_cut_off_and_the_rest_is_kept() {
     let dir = TempDir::new().unwrap();

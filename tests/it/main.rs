@@ -48,6 +48,7 @@ mod hub;
 mod kill9;
 mod live_data;
 mod lobby;
+mod log_cli;
 mod log_conformance;
 mod log_damage;
 mod log_embedded;

@@ -149,7 +149,7 @@ impl Committer {
 
     /// Serves commands until it is told to close or every sender is gone.
     pub(super) fn run(mut self, _work: Work) {
-        let _alarm = Alarm(self.shared.clone());
+        let _alarm = Alarm(self.shared.clone(), "committer");
         while !self.is_closing {
             if let Some(command) = self.wait() {
                 self.serve(command);
@@ -559,13 +559,13 @@ fn fail_all(appends: Vec<Append>, error: &Error) {
     }
 }
 
-/// Tells that the committer panicked: nothing will be appended any more.
-struct Alarm(Arc<Shared>);
+/// Tells that a thread of the engine panicked: nothing will be appended any more.
+pub(super) struct Alarm(pub(super) Arc<Shared>, pub(super) &'static str);
 
 impl Drop for Alarm {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.panicked();
+            self.0.panicked(self.1);
         }
     }
 }

@@ -470,7 +470,7 @@ impl Index {
     }
 
     /// Forgets a file. Topics have nothing there any more.
-    pub(super) fn remove_file(&mut self, slot: Slot, topics: impl Iterator<Item = Topic>) {
+    pub(super) fn remove_file(&mut self, slot: Slot, topics: Vec<Topic>) {
         for topic in topics {
             if let Some(id) = self.id_of(&topic)
                 && let Some(state) = self.states.get_mut(id as usize)

@@ -509,6 +509,13 @@ fn next_head(window: &mut Window, salt: u64, from: u64) -> io::Result<Option<(u6
     Ok(None)
 }
 
+/// The first sequence of a journal's first batch; none when it has no batch that reads back.
+pub(super) fn first(file: &Arc<dyn DiskFile>, header: &Header) -> io::Result<Option<Sequence>> {
+    let mut window = Window::new(file.clone())?;
+    let head = next_head(&mut window, header.first, HEADER_BYTES as u64)?;
+    Ok(head.map(|(_, head)| head.first))
+}
+
 /// A stretch of a journal, for a repair.
 pub(super) enum Piece<'a> {
     /// An entry that reads back, as it is stored.

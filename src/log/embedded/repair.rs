@@ -137,6 +137,23 @@ impl Content {
         found
     }
 
+    /// Notes that a later file begins with `next`: nothing of that number or later was in this one.
+    fn end_before(&mut self, next: Sequence) {
+        let last = Sequence(next.0.saturating_sub(1));
+        let found = self
+            .topics
+            .values()
+            .filter_map(|found| found.records.keys().next_back());
+        // Files that a restore wrote hold topics one after the other, not times.
+        if found.max().is_some_and(|found| *found > last) {
+            return;
+        }
+        self.last = self.last.min(last);
+        for loss in &mut self.lost {
+            loss.last = loss.last.min(last.0).max(loss.first.min(last.0));
+        }
+    }
+
     fn records(&self) -> u64 {
         let topics = self.topics.values();
         topics.map(|found| found.records.len() as u64).sum()
@@ -519,6 +536,25 @@ fn identity_loss() -> Loss {
     }
 }
 
+/// The first sequence that a file may hold; none when it holds none, or does not say.
+fn first_in(listing: &Listing, number: u64) -> Option<Sequence> {
+    let header = |magic, path: &Path| {
+        let mut bytes = [0; HEADER_BYTES];
+        let file = System.open(path, false).ok()?;
+        file.read_at(&mut bytes, 0).ok()?;
+        Some((Header::decode(magic, &bytes).ok()?, file))
+    };
+    let first = match (listing.segments.get(&number), listing.journals.get(&number)) {
+        (Some((_, path)), _) => Sequence(header(segment::MAGIC, path)?.0.first),
+        (None, Some(path)) => {
+            let (header, file) = header(journal::MAGIC, path)?;
+            journal::first(&file, &header).ok()??
+        }
+        (None, None) => return None,
+    };
+    (first > Sequence(0)).then_some(first)
+}
+
 /// Shows every file of the log in `log` to `show`, in order.
 fn each_file(
     log: &Path,
@@ -530,7 +566,9 @@ fn each_file(
         show(path, Err(OpenError::Strange { path: path.clone() }));
     }
     let mut expected = Sequence::FIRST;
-    for number in listing.numbers() {
+    let numbers: Vec<_> = listing.numbers().into_iter().collect();
+    for (at, number) in numbers.iter().enumerate() {
+        let number = *number;
         let (path, content) = match (listing.segments.get(&number), listing.journals.get(&number)) {
             (Some((_, path)), _) => (
                 path,
@@ -542,9 +580,16 @@ fn each_file(
             }
             (None, None) => continue,
         };
-        if let Ok((_, content)) = &content {
+        let behind = numbers[at + 1..]
+            .iter()
+            .find_map(|number| first_in(&listing, *number));
+        let content = content.map(|(kind, mut content)| {
+            if let Some(behind) = behind {
+                content.end_before(behind);
+            }
             expected = expected.max(content.last.next());
-        }
+            (kind, content)
+        });
         show(path, content);
     }
     Ok(())

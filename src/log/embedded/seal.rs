@@ -116,34 +116,29 @@ pub(super) fn seal(shared: &Shared, slot: Slot, keys_from: Timestamp) -> Result<
 fn parts(index: &Index, slot: Slot, topics: &[(u32, TopicId)]) -> Vec<Part> {
     let mut parts: Vec<_> = topics
         .iter()
-        .filter_map(|(tag, id)| {
+        .filter_map(|(defined, id)| {
             let state = index.state(*id)?;
-            let spots = state.places.iter().find_map(|place| match place {
+            // A topic may have several tags; its records and keys are kept under the first that it had with a record.
+            let place = state.places.iter().find_map(|place| match place {
                 Place::Journal {
                     slot: other,
-                    tag: same,
+                    tag,
                     spots,
-                } if *other == slot && same == tag => Some(spots.iter().copied().collect()),
+                } if *other == slot => Some((*tag, spots.iter().copied().collect())),
                 _ => None,
             });
-            let is_noted = state.noted == slot && state.first != First::NONE;
+            let (tag, spots) = place.unwrap_or_else(|| (*defined, Vec::new()));
             Some(Part {
-                tag: *tag,
+                tag,
                 topic: state.topic.clone(),
                 first: state.first,
-                // A topic may have several tags; its records are under the first.
-                spots: spots.unwrap_or_default(),
-                is_noted,
+                spots,
+                is_noted: state.noted == slot && state.first != First::NONE,
             })
         })
         .collect();
-    parts.sort_by(|one, other| {
-        (&one.topic, one.spots.len()).cmp(&(&other.topic, other.spots.len()))
-    });
-    // One group a topic: of two tags, the one with records.
-    parts.reverse();
+    parts.sort_by(|one, other| one.topic.cmp(&other.topic));
     parts.dedup_by(|one, other| one.topic == other.topic);
-    parts.reverse();
     parts
 }
 

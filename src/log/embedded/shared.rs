@@ -203,10 +203,12 @@ impl Shared {
         self.is_closing.load(Ordering::Acquire)
     }
 
-    /// Notes that the committer panicked: nothing is appended any more, and it will not close.
-    pub(super) fn panicked(&self) {
+    /// Notes that a thread panicked: nothing is appended any more, and the engine will not close by itself.
+    pub(super) fn panicked(&self, thread: &str) {
         self.has_panicked.store(true, Ordering::Release);
-        self.set_health(Health::Failed("the committer stopped unexpectedly".into()));
+        self.set_health(Health::Failed(format!(
+            "the log's {thread} stopped unexpectedly"
+        )));
     }
 
     pub(super) fn has_panicked(&self) -> bool {

@@ -13,8 +13,9 @@ use std::{
 use tokio::sync::oneshot;
 
 use super::{
-    committer::Command,
+    committer::{Alarm, Command},
     disk,
+    files::journal_path,
     index::{File, FileKind, Slot},
     lock, seal, segment,
     shared::{Shared, Work},
@@ -74,6 +75,7 @@ impl Upkeep {
 
     /// Works until the engine closes.
     pub(super) fn run(mut self, _work: Work) {
+        let _alarm = Alarm(self.shared.clone(), "upkeep");
         let mut next_round = Instant::now();
         self.make_spare();
         loop {
@@ -277,8 +279,12 @@ impl Upkeep {
     /// Removes segments, after what they alone say of topics stands elsewhere.
     fn remove(&self, slots: &[Slot]) -> Result<(), Error> {
         let unusable = |error: std::io::Error| Error::Unavailable(error.to_string());
-        let mut gone = Vec::new();
+        let mut gone: Vec<(Slot, PathBuf, Vec<Topic>)> = Vec::new();
         for slot in slots {
+            if let Some((path, topics)) = self.damaged_journal(*slot) {
+                gone.push((*slot, path, topics));
+                continue;
+            }
             let Some(file) = lock(&self.shared.index).segment_file(*slot) else {
                 continue;
             };
@@ -294,18 +300,34 @@ impl Upkeep {
                 index.unnote(&group.topic, *slot);
             }
             drop(index);
-            gone.push((*slot, file, groups));
+            let topics = groups.into_iter().map(|group| group.topic).collect();
+            gone.push((*slot, file.path().to_owned(), topics));
         }
         self.note(true)?;
-        for (slot, file, groups) in gone {
-            let topics = groups.into_iter().map(|group| group.topic);
+        for (slot, path, topics) in gone {
             lock(&self.shared.index).remove_file(slot, topics);
-            self.shared.disk.remove(file.path()).map_err(unusable)?;
+            self.shared.disk.remove(&path).map_err(unusable)?;
         }
         self.shared
             .disk
             .sync_dir(&self.shared.dir)
             .map_err(unusable)
+    }
+
+    /// A journal that could not be sealed because of its damage: where it is, and the topics in it, whose positions it alone may say.
+    fn damaged_journal(&self, slot: Slot) -> Option<(PathBuf, Vec<Topic>)> {
+        let mut index = lock(&self.shared.index);
+        let file = index.files.get(&slot)?;
+        let FileKind::Journal { topics, .. } = &file.kind else {
+            return None;
+        };
+        let path = journal_path(&self.shared.dir, file.number);
+        let states = topics.iter().filter_map(|(_, id)| index.state(*id));
+        let topics: Vec<_> = states.map(|state| state.topic.clone()).collect();
+        for topic in &topics {
+            index.unnote(topic, slot);
+        }
+        Some((path, topics))
     }
 
     /// Has the committer write what is not noted yet, and waits for that.
@@ -321,9 +343,9 @@ impl Upkeep {
     }
 }
 
-/// Whether nothing of a segment is of use.
+/// Whether nothing of a file is of use that is not written any more.
 fn is_dead(file: &File, keys_from: Timestamp) -> bool {
-    matches!(file.kind, FileKind::Segment { .. })
+    (matches!(file.kind, FileKind::Segment { .. }) || file.is_damaged)
         && file.live_bytes == 0
         && file.newest_key < keys_from.max(Timestamp(1))
 }
