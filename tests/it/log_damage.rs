@@ -61,6 +61,11 @@ fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
     fs::write(path, bytes).unwrap();
 }
 
+/// A directory in memory where there is one: what these tests do ten thousand times needs no real flush.
+fn quick_dir() -> TempDir {
+    TempDir::new_in("/dev/shm").unwrap_or_else(|_| TempDir::new().unwrap())
+}
+
 /// A log of a few records, closed; its topics and what they hold.
 async fn small(config: &config::Log) -> Vec<(Topic, Vec<(Sequence, String)>)> {
     let engine = open(config);
@@ -202,7 +207,7 @@ async fn blank_content_is_told_from_missing_pages() {
 /// Every single bit of a journal: the start refuses and says where, or nothing is missing; a repair brings the rest.
 #[tokio::test]
 async fn no_bit_of_a_journal_is_a_silent_loss() {
-    let dir = TempDir::new().unwrap();
+    let dir = quick_dir();
     let config = settings(dir.path());
     let held_before = small(&config).await;
     let [path] = &files(&config, "journal")[..] else {
@@ -319,7 +324,7 @@ async fn sealed(config: &config::Log) -> Vec<(Topic, Vec<(Sequence, String)>)> {
 /// Every single bit of a segment: a read of what it hit fails and everything else is served, or the start refuses and says where.
 #[tokio::test]
 async fn no_bit_of_a_segment_is_a_silent_loss() {
-    let dir = TempDir::new().unwrap();
+    let dir = quick_dir();
     let mut config = settings(dir.path());
     config.segment = ByteSize::mib(1);
     let held_before = sealed(&config).await;
