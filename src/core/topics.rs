@@ -88,10 +88,7 @@ impl Topics {
     /// names the position from which all can be followed.
     pub async fn merge(&self, topics: &[Topic], start: Start) -> Result<Merged, Error> {
         let start = match (start, topics) {
-            (Start::Live, [first, _, ..]) => {
-                let tail = self.bounds(first).await?.tail;
-                Start::After(Sequence(tail.0.saturating_sub(1)))
-            }
+            (Start::Live, [_, _, ..]) => Start::After(Sequence(self.tail().0.saturating_sub(1))),
             _ => start,
         };
         let mut merged = self.merged();
@@ -143,32 +140,35 @@ impl Topics {
         }
     }
 
-    /// The position of the topic's last retained record; the one before [`Bounds::first`] when none is retained. It takes one
-    /// read for each bit of the distance between the topic's ends.
+    /// The position of the topic's last retained record; the one before [`Bounds::first`] when none is retained.
     ///
     /// # Errors
-    /// What the log reports.
+    /// As [`Engine::last`].
     pub async fn last(&self, topic: &Topic) -> Result<Sequence, Error> {
-        let bounds = self.engine.bounds(topic).await?;
-        let limit = Limit {
-            records: 1,
-            bytes: 1,
-        };
-        // A record lies at `last`, none at `end` or behind it.
-        let (mut last, mut end) = (bounds.first.0.saturating_sub(1), bounds.tail.0);
-        while last + 1 < end {
-            let middle = last + (end - last) / 2;
-            match self.engine.read(topic, Sequence(middle), limit).await {
-                Ok(page) => match page.records.first() {
-                    Some(record) => last = record.sequence.0,
-                    None => end = middle,
-                },
-                // Retention overtook the search: what it dropped lies before.
-                Err(crate::log::Error::Trimmed { first }) => last = first.0.saturating_sub(1),
-                Err(error) => return Err(error.into()),
-            }
+        if let Some(last) = self.engine.last(topic).await? {
+            return Ok(last.sequence);
         }
-        Ok(Sequence(last))
+        let first = self.engine.bounds(topic).await?.first;
+        Ok(Sequence(first.0.saturating_sub(1)))
+    }
+
+    /// The newest records of a topic that lie before `before`; see [`Engine::newest`].
+    ///
+    /// # Errors
+    /// As [`Engine::newest`].
+    pub async fn newest(
+        &self,
+        topic: &Topic,
+        before: Sequence,
+        limit: Limit,
+    ) -> Result<Vec<Arc<Record>>, Error> {
+        Ok(self.engine.newest(topic, before, limit).await?)
+    }
+
+    /// The log's tail as this node knows it; see [`Engine::tail`].
+    #[must_use]
+    pub fn tail(&self) -> Sequence {
+        self.engine.tail()
     }
 
     /// The retained range of a topic.

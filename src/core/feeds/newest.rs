@@ -1,20 +1,16 @@
-//! The newest records of topics, without reading all of them.
-//!
-//! A topic's last records lie anywhere before the log's tail, because other topics have records between. So the position
-//! where they begin is searched: back from the tail in growing steps until enough is found, then forth by halves when that
-//! was too much. Each probe reads one page, and there are at most 128.
+//! The newest records of several topics together.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::collections::VecDeque;
 
 use super::super::{Error, Topics, hub::Found};
-use crate::log::{self, Limit, Record, Sequence, Topic};
+use crate::log::{Limit, Sequence, Topic};
 
 /// How much to look for.
 #[derive(Debug, Clone, Copy)]
 pub struct Recent {
     /// Records at most.
     pub records: usize,
-    /// Payload bytes of all of them together at most. The very newest comes even if it is up to four times as large.
+    /// Payload bytes of all of them together at most. The very newest comes whatever its size.
     pub bytes: usize,
     /// Only records after this sequence.
     pub after: Sequence,
@@ -27,13 +23,15 @@ pub(super) async fn read(
     of: &[Topic],
     recent: Recent,
 ) -> Result<Vec<Found>, Error> {
-    let Some(first) = of.first() else {
-        return Ok(Vec::new());
+    let tail = topics.tail();
+    let most = Limit {
+        records: recent.records,
+        bytes: recent.bytes,
     };
-    let tail = topics.bounds(first).await?.tail;
     let mut newest = VecDeque::new();
     for topic in of {
-        let found = of_topic(topics, topic, tail, recent).await?;
+        let mut found = topics.newest(topic, tail, most).await?;
+        found.retain(|record| record.sequence > recent.after);
         newest.extend(found.into_iter().map(|record| (topic.clone(), record)));
         newest
             .make_contiguous()
@@ -54,78 +52,10 @@ fn limit(newest: &mut VecDeque<Found>, recent: Recent) {
     }
 }
 
-/// What a probe from a position found.
-enum Probe {
-    /// More than a page: the search goes forth.
-    TooMuch,
-    /// All records from there to the tail.
-    All(Vec<Arc<Record>>),
-}
-
-async fn of_topic(
-    topics: &Topics,
-    topic: &Topic,
-    tail: Sequence,
-    recent: Recent,
-) -> Result<Vec<Arc<Record>>, Error> {
-    let first = topics.bounds(topic).await?.first;
-    // What begins before `low` is known to be too much, or is not wanted; from `high` on all is known, and not enough.
-    let (mut low, mut high) = (first.max(recent.after.next()), tail);
-    let mut best = Vec::new();
-    let mut step = 4 * recent.records.max(1) as u64;
-    let mut is_crossed = false;
-    while low < high {
-        let at = match is_crossed {
-            true => low.0 + (high.0 - low.0) / 2,
-            false => high.0.saturating_sub(step).max(low.0),
-        };
-        step = step.saturating_mul(4);
-        match probe(topics, topic, Sequence(at), tail, recent).await? {
-            Probe::TooMuch => {
-                is_crossed = true;
-                low = Sequence(at + 1);
-            }
-            Probe::All(records) => {
-                high = Sequence(at);
-                let is_enough = records.len() >= recent.records;
-                best = records;
-                if is_enough {
-                    break;
-                }
-            }
-        }
-    }
-    Ok(best)
-}
-
-async fn probe(
-    topics: &Topics,
-    topic: &Topic,
-    from: Sequence,
-    tail: Sequence,
-    recent: Recent,
-) -> Result<Probe, Error> {
-    let limit = Limit {
-        records: recent.records.saturating_mul(2).saturating_add(1),
-        // A record that is larger than what is asked for must not look like more than one.
-        bytes: recent.bytes.saturating_mul(4),
-    };
-    let page = match topics.read(topic, from, limit).await {
-        Ok(page) => page,
-        // Retention came between: the newest lie further on.
-        Err(Error::Log(log::Error::Trimmed { .. })) => return Ok(Probe::TooMuch),
-        Err(error) => return Err(error),
-    };
-    if page.next < tail {
-        return Ok(Probe::TooMuch);
-    }
-    let mut records = page.records;
-    records.retain(|record| record.sequence < tail);
-    Ok(Probe::All(records))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use bytes::Bytes;
     use proptest::prelude::*;
 

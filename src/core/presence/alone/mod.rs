@@ -287,7 +287,7 @@ impl Alone {
         let mut first: Option<Sequence> = None;
         if members.is_empty() {
             // Nobody changes anything while the order is held: what the topic has lies before the tail.
-            first = Some(inner.topics.bounds(&inner.topic).await?.tail);
+            first = Some(inner.topics.tail());
         }
         for batch in members.chunks(BATCH) {
             if !pipeline.has_room() {
