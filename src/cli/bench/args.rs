@@ -28,6 +28,14 @@ For figures that can be compared, give server and load generator a core each:
 The load generator uses one thread. Trust CPU time per delivery more than rates: a busy neighbour \
 changes rates first. Thousands of connections need as many open files: see `ulimit -n`.";
 
+const CATCHUP_EXAMPLES: &str = "\
+Examples:
+  weir bench catchup --pid $(pidof weir)
+  weir bench catchup --pid $(pidof weir) --readers 100 --count 100000
+  weir bench catchup --pid $(pidof weir) --cold ./data
+
+The history is uploaded to a room of its own first. Every reader reads all of it.";
+
 const FANOUT_EXAMPLES: &str = "\
 Examples:
   weir bench fanout --pid $(pidof weir)                      # bursts of 64 to 1000 subscribers
@@ -105,6 +113,8 @@ pub(super) enum Command {
     Files(FilesArgs),
     /// Replicas on NATS JetStream beside the bare server: appends, deliveries between replicas, catching up.
     Cluster(ClusterArgs),
+    /// How fast readers read a history to its end, and what that costs the server.
+    Catchup(CatchupArgs),
     /// Memory that an idle subscription costs the server.
     Idle(IdleArgs),
     /// Weir beside a baseline server, and NATS if it runs, with goals for the ratios.
@@ -331,6 +341,26 @@ impl ClusterArgs {
             count: self.count,
         }
     }
+}
+
+/// Readers of a history.
+#[derive(Debug, Args, Serialize)]
+#[command(after_help = CATCHUP_EXAMPLES)]
+pub(super) struct CatchupArgs {
+    #[command(flatten)]
+    pub(super) server: ServerArgs,
+    /// Messages of the history, which is uploaded first.
+    #[arg(long, default_value_t = 1_000_000, value_parser = value_parser!(u64).range(1..=1_000_000_000))]
+    pub(super) count: u64,
+    /// Bytes of content a message.
+    #[arg(long, default_value_t = 64, value_parser = up_to(STAMP_BYTES as u64, SIZE_MAX_BYTES))]
+    pub(super) size: usize,
+    /// Readers at the same time, each on a connection of its own.
+    #[arg(long, default_value_t = 1, value_parser = up_to(1, CONNECTIONS_MAX))]
+    pub(super) readers: usize,
+    /// Drop the log in this data directory from the page cache before it is read.
+    #[arg(long, value_name = "DIR")]
+    pub(super) cold: Option<std::path::PathBuf>,
 }
 
 /// `weir bench idle`.

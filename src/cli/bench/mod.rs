@@ -7,6 +7,7 @@
 
 mod args;
 mod bare;
+mod catchup;
 mod closed_loop;
 mod cluster;
 mod compare;
@@ -60,6 +61,7 @@ async fn dispatch(args: &BenchArgs) -> Result<()> {
         Command::Ingest(command) => ingest::run(command, args.json).await,
         Command::Files(command) => files::run(command, args.json).await,
         Command::Cluster(command) => cluster::run(command, args.json).await,
+        Command::Catchup(command) => catchup::run(command, args.json).await,
         Command::Idle(command) => idle::run(command, args.json).await,
         Command::Compare(command) => compare::run(command, args.json).await,
     }
