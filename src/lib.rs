@@ -11,6 +11,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod core;
+mod dirs;
 pub mod log;
 pub mod nats;
 pub mod net;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use super::Error;
-use crate::core::files::FileId;
+use crate::{core::files::FileId, dirs};
 
 /// Descriptions are small; a larger one is not ours.
 const META_BYTES: u64 = 1024 * 1024;
@@ -117,7 +117,7 @@ impl Target {
         if !self.is_made {
             for dir in ["meta", "blobs"] {
                 let path = self.root.join(dir);
-                fs::create_dir_all(&path).map_err(Error::file(&path))?;
+                dirs::make_private(&path).map_err(Error::file(&path))?;
             }
             self.is_made = true;
         }

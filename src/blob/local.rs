@@ -13,6 +13,7 @@ use object_store::{ObjectStore, local::LocalFileSystem};
 use sha2::{Digest as _, Sha256};
 
 use super::{Checkpoint, Error, Reader, Staging, blocking, reader, staging::saved};
+use crate::dirs;
 
 /// Bytes after which a flush begins beside further writes, so that the last one has little left to do.
 const FLUSH_BYTES: u64 = 16 * 1024 * 1024;
@@ -38,7 +39,7 @@ impl Local {
         if let Some(objects) = self.objects.get() {
             return Ok(objects);
         }
-        fs::create_dir_all(&self.root)?;
+        dirs::make_private(&self.root)?;
         let objects = LocalFileSystem::new_with_prefix(&self.root)?.with_fsync(true);
         Ok(self.objects.get_or_init(|| objects))
     }
@@ -92,7 +93,7 @@ impl Local {
 /// The staging file, cut to what is committed and ready to append.
 fn open(path: &Path, target: &Path, committed: u64) -> Result<File, Error> {
     for directory in [path.parent(), target.parent()].into_iter().flatten() {
-        fs::create_dir_all(directory)?;
+        dirs::make_private(directory)?;
     }
     // Append mode: what is written goes behind what was cut.
     let file = OpenOptions::new().create(true).append(true).open(path)?;

@@ -136,7 +136,7 @@ section! {
         /// The storage: `embedded` on this machine's disk, `jetstream` on NATS for many replicas, `memory` for tests (gone
         /// with the process).
         pub engine: EngineKind = EngineKind::Embedded;
-        /// Directory of the embedded engine.
+        /// Directory of the embedded engine; made with access for its owner only.
         pub dir: PathBuf = "./data".into();
         /// How long a starting instance waits, not ready, for another process to leave `log.dir` before it gives up.
         #[serde(with = "humantime_serde")]

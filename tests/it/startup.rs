@@ -1,6 +1,12 @@
 //! Starting and stopping the binary: what it says, how it exits, and that nothing is damaged.
 
-use std::{net::TcpListener, path::Path, process::Stdio};
+use std::{
+    fs::{self, Permissions},
+    net::TcpListener,
+    os::unix::fs::PermissionsExt as _,
+    path::Path,
+    process::Stdio,
+};
 
 use tokio::{
     io::{AsyncBufReadExt as _, BufReader},
@@ -9,10 +15,13 @@ use tokio::{
 };
 use weir::cli::exit;
 
-use crate::support::{
-    Settings, TestServer, eventually, follow, next, send,
-    server::{command, http_get},
-    soon,
+use crate::{
+    file_support::{Clients, store},
+    support::{
+        Settings, TestServer, eventually, follow, next, send,
+        server::{command, http_get},
+        soon,
+    },
 };
 
 /// How a process that must not start ended.
@@ -81,6 +90,27 @@ async fn an_unusable_data_directory_is_named() {
     let expected = format!("weir: cannot use the data directory {}: ", data.display());
     assert!(line.starts_with(&expected), "{line}");
     assert_eq!(std::fs::read(&file).unwrap(), b"mine");
+}
+
+#[tokio::test]
+async fn directories_for_data_are_made_for_their_owner_alone_and_others_left_as_they_are() {
+    let mode = |dir: &Path| fs::metadata(dir).unwrap().permissions().mode() & 0o777;
+    let outer = tempfile::tempdir().unwrap();
+    fs::set_permissions(outer.path(), Permissions::from_mode(0o755)).unwrap();
+    let there = outer.path().join("there");
+    fs::create_dir(&there).unwrap();
+    fs::set_permissions(&there, Permissions::from_mode(0o750)).unwrap();
+    let made = outer.path().join("new/data");
+    for (data, expected) in [(&made, 0o700), (&there, 0o750)] {
+        let settings = Settings::default().set("log.dir", data.display());
+        let server = TestServer::with(settings).await;
+        store(&mut Clients::of(&server).await, "notes.txt", b"mine").await;
+        assert_eq!(mode(data), expected, "{}", data.display());
+        assert_eq!(mode(&data.join("files")), 0o700);
+        assert_eq!(mode(&data.join("files/blobs")), 0o700);
+    }
+    assert_eq!(mode(&outer.path().join("new")), 0o700);
+    assert_eq!(mode(outer.path()), 0o755);
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 
 use std::{
     fmt, fs, io,
-    os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -16,7 +16,7 @@ use rustix::{
     io::Errno,
 };
 
-use crate::log::OpenError;
+use crate::{dirs, log::OpenError};
 
 /// How long a look at the free space stays good.
 const FRESH: Duration = Duration::from_millis(100);
@@ -219,10 +219,7 @@ impl Drop for DirLock {
 
 /// Makes a directory, and those above it, for their owner only; one that is there stays as it is.
 pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
+    dirs::make_private(dir)
 }
 
 /// Watches the free space of the data directory.
