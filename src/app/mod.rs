@@ -7,7 +7,12 @@ mod front;
 mod host;
 mod serving;
 
-use std::{io, net::SocketAddr, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 use self::serving::Serving;
 use crate::{
     config::Config,
-    log::OpenError,
+    log::{Engine, OpenError},
     net,
     telemetry::{Lines, Metrics, Traces},
 };
@@ -29,6 +34,7 @@ pub struct App {
     grpc: Vec<TcpListener>,
     http: TcpListener,
     admin: TcpListener,
+    engine: Option<Arc<dyn Engine>>,
     started: Instant,
 }
 
@@ -50,6 +56,22 @@ pub struct Shutdown {
     pub drain: CancellationToken,
     /// End at once.
     pub now: CancellationToken,
+    /// When everything has to be over; known once a drain has begun.
+    end: Arc<OnceLock<tokio::time::Instant>>,
+}
+
+impl Shutdown {
+    /// How long the process may still take; `None` before a drain has begun.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        let end = self.end.get()?;
+        Some(end.saturating_duration_since(tokio::time::Instant::now()))
+    }
+
+    fn ends_at(&self, end: tokio::time::Instant) {
+        // A drain begins once.
+        let _ = self.end.set(end);
+    }
 }
 
 /// Why an instance does not start or ends badly.
@@ -110,9 +132,17 @@ impl App {
             metrics: Metrics::new(),
             traces,
             lines,
+            engine: None,
             started: Instant::now(),
             config,
         })
+    }
+
+    /// Serves the log of `engine`, which is open, in place of the one that the settings name; for tests.
+    #[must_use]
+    pub fn over(mut self, engine: Arc<dyn Engine>) -> Self {
+        self.engine = Some(engine);
+        self
     }
 
     /// The real addresses.
@@ -151,12 +181,14 @@ impl App {
                 // Recovery is left where it is, as a crash would leave it.
                 () = shutdown.drain.cancelled() => Ok(()),
             };
-            serving.drain().await;
+            serving.drain(&shutdown).await;
             outcome
         };
-        tokio::select! {
+        let outcome = tokio::select! {
             outcome = life => outcome,
             () = stopped.cancelled() => Ok(()),
-        }
+        };
+        serving.leave();
+        outcome
     }
 }

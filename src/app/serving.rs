@@ -1,17 +1,13 @@
-//! An instance that listens: recovery, background tasks, drain.
+//! An instance that listens: recovery and background tasks. Its end is in `drain`.
+
+mod drain;
 
 use std::{
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 
-use tokio::{
-    net::TcpListener,
-    runtime::Handle,
-    sync::OnceCell,
-    task::JoinSet,
-    time::{sleep, timeout_at},
-};
+use tokio::{net::TcpListener, runtime::Handle, sync::OnceCell, task::JoinSet};
 use tokio_util::task::TaskTracker;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -23,7 +19,7 @@ use super::{
 use crate::{
     backup::{self, Control},
     call::{CallLayer, Streams},
-    config::{Config, Drain, EngineKind},
+    config::{Config, EngineKind},
     core::{
         Feedback, Files, Hub, Instances, Presence, Signals, Topics,
         canary::Canary,
@@ -52,9 +48,6 @@ use crate::{
 const LIVENESS: &str = "liveness";
 /// How long counting the stored files may delay the start; later it goes on beside everything else.
 const FILES_PATIENCE: Duration = Duration::from_secs(10);
-
-/// How long an event of the drain may take to be stored.
-const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// An instance whose listeners run.
 pub(super) struct Serving {
@@ -92,6 +85,7 @@ impl Serving {
             grpc,
             http,
             admin,
+            engine,
             started,
         } = app;
         telemetry::register_process(metrics.registry(), &Handle::current())?;
@@ -124,7 +118,7 @@ impl Serving {
             closing: Closing::default(),
             connections: TaskTracker::new(),
             admin: Closing::default(),
-            engine: OnceCell::new(),
+            engine: OnceCell::new_with(engine),
             control: OnceCell::new(),
             feeds: OnceCell::new(),
             lines,
@@ -196,8 +190,8 @@ impl Serving {
             EngineKind::Embedded | EngineKind::Memory => None,
         };
         let peers = self.open_peers(nats.as_ref()).await?;
-        let engine = log::open(&self.config, nats.as_ref(), self.metrics.clone()).await?;
-        let engine = self.engine.get_or_init(|| async { engine }).await;
+        let open = || log::open(&self.config, nats.as_ref(), self.metrics.clone());
+        let engine = self.engine.get_or_try_init(open).await?;
         self.open_control(engine).await;
         let hub = Hub::new(
             Arc::clone(engine),
@@ -362,66 +356,6 @@ impl Serving {
 
     async fn report(&self, is_ready: bool) {
         report(&self.reporter, is_ready).await;
-    }
-
-    /// Stops: not ready, then gone, then every stream ended one by one, then the log closed. Ends within `drain.timeout`.
-    pub(super) async fn drain(&self) {
-        let Drain {
-            delay,
-            spread,
-            timeout,
-        } = self.config.drain;
-        let deadline = tokio::time::Instant::now() + timeout;
-        tracing::info!(streams = self.streams.count(), "draining");
-        self.metrics.draining.set(1);
-        self.readiness.fail(Condition::Draining, "");
-        self.report(false).await;
-        let gentle = async {
-            self.tell(Happening::Draining).await;
-            sleep(delay).await;
-            self.closing.accept.cancel();
-            self.closing.goaway.cancel();
-            self.streams.drain(spread).await;
-            self.connections.close();
-            self.connections.wait().await;
-        };
-        if timeout_at(deadline, gentle).await.is_err() {
-            let connections = self.connections.len();
-            tracing::warn!(
-                connections,
-                "the drain took too long; dropping what is left"
-            );
-        }
-        self.closing.accept.cancel();
-        self.closing.abort.cancel();
-        self.connections.close();
-        self.connections.wait().await;
-        if let Some(files) = self.files.get() {
-            files.close().await;
-        }
-        if let Some(peers) = self.peers.get() {
-            peers.close().await;
-        }
-        if let Some(control) = self.control.get() {
-            control.close().await;
-        }
-        if let Some(engine) = self.engine.get() {
-            self.tell(Happening::Stopped).await;
-            engine.close().await;
-        }
-        self.admin.accept.cancel();
-        self.admin.abort.cancel();
-        tracing::info!("drained");
-    }
-}
-
-impl Serving {
-    /// Tells the topic `events`, and returns when that is durable. A log that does not answer in time holds nothing up.
-    async fn tell(&self, happening: Happening) {
-        if let Some(own) = self.feeds.get() {
-            own.sender().event(happening, &[]);
-            let _ = tokio::time::timeout(LAST_WORDS, own.flush()).await;
-        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     telemetry,
 };
 
-/// How long spans may take to leave at the end.
+/// How long spans may take to leave at the end; not beyond the end of a drain.
 const FLUSH: Duration = Duration::from_secs(5);
 
 const AFTER_HELP: &str = "\
@@ -56,9 +56,12 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let outcome = app.run(shutdown.clone()).await;
     signals.abort();
     if shutdown.now.is_cancelled() {
+        // Dropping it would wait for the collector.
+        std::mem::forget(guard);
         return Err(Failure::silent(exit::INTERRUPTED));
     }
-    guard.shutdown(FLUSH).await;
+    let patience = shutdown.left().map_or(FLUSH, |left| left.min(FLUSH));
+    guard.shutdown(patience).await;
     outcome.map_err(failed)
 }
 

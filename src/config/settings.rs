@@ -376,7 +376,8 @@ section! {
         /// Over how long streams are ended one by one.
         #[serde(with = "humantime_serde")]
         pub spread: Duration = Duration::ZERO;
-        /// When the process ends at the latest; where `delay` or `spread` is set, not below their sum and 5s for the log.
+        /// When the rest is cut; uploads and the log get at most 1s more, then the process ends, whatever is left. Where `delay` or
+        /// `spread` is set, not below their sum and 5s for the log.
         #[serde(with = "humantime_serde")]
         pub timeout: Duration = secs(10), in millis(100)..;
     }

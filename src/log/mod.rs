@@ -184,6 +184,9 @@ pub trait Engine: Send + Sync + 'static {
     fn health(&self) -> watch::Receiver<Health>;
 
     /// Refuses new appends, makes the queued ones durable and releases the storage. Idempotent.
+    ///
+    /// It waits for the disk as long as that takes, for a server no longer than one answer may take. A caller with less time drops
+    /// the future; the engine goes on closing.
     async fn close(&self);
 }
 

@@ -49,6 +49,7 @@ mod log_id;
 mod log_support;
 mod nats;
 mod nats_access;
+mod nats_drain;
 mod nats_files;
 mod nats_files_faults;
 mod peers;

@@ -43,6 +43,7 @@ mod files_resume;
 mod files_scale;
 mod garbage;
 mod health;
+mod hard_end;
 mod helloworld;
 mod hub;
 mod kill9;

@@ -34,7 +34,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    time::timeout,
+};
 use tokio_util::task::TaskTracker;
 
 use self::{
@@ -80,7 +83,8 @@ impl Jetstream {
         let shared = Arc::new(shared);
         let (sender, appends) = mpsc::unbounded_channel();
         let committer = TaskTracker::new();
-        committer.spawn(Committer::new(shared.clone(), appends).run());
+        let commit = Committer::new(shared.clone(), appends).run();
+        committer.spawn(shared.closed.clone().run_until_cancelled_owned(commit));
         tokio::spawn(Feed::new(shared.clone(), live, shared.watch_wanted()).run());
         tokio::spawn(upkeep::look(shared.clone()));
         let interval = config.log.retention_interval;
@@ -232,8 +236,11 @@ impl Engine for Jetstream {
             .take();
         drop(sender);
         self.committer.close();
-        // Each group waits for NATS no longer than the configured time.
-        self.committer.wait().await;
+        // All that waits together, no longer than one answer may take: a group may take that long for itself.
+        let finished = timeout(self.shared.api.stream.timeout, self.committer.wait()).await;
+        if finished.is_err() {
+            tracing::warn!("NATS does not answer: what was not acknowledged may not be stored");
+        }
         self.shared.queue.close();
         self.shared.report(Health::Closed);
         self.shared.closed.cancel();
