@@ -21,7 +21,7 @@ use self::serving::Serving;
 use crate::{
     config::Config,
     log::{Engine, OpenError},
-    net,
+    net::{self, Descriptors},
     telemetry::{Lines, Metrics, Traces},
 };
 
@@ -34,6 +34,7 @@ pub struct App {
     grpc: Vec<TcpListener>,
     http: TcpListener,
     admin: TcpListener,
+    descriptors: Descriptors,
     engine: Option<Arc<dyn Engine>>,
     started: Instant,
 }
@@ -108,7 +109,8 @@ pub enum Error {
 }
 
 impl App {
-    /// Takes every port. `lines` are the process's log lines, for the topic `logs`.
+    /// Takes every port, and shares out the descriptors that the process may have now. `lines` are the process's log lines, for
+    /// the topic `logs`.
     ///
     /// # Errors
     /// [`Error::Bind`] names the first address that cannot be taken.
@@ -121,6 +123,8 @@ impl App {
             })
         };
         let server = &config.server;
+        let descriptors = Descriptors::of_process(server.max_connections);
+        warn_of_shortage(&descriptors, server.max_connections);
         Ok(Self {
             grpc: server
                 .grpc
@@ -132,6 +136,7 @@ impl App {
             metrics: Metrics::new(),
             traces,
             lines,
+            descriptors,
             engine: None,
             started: Instant::now(),
             config,
@@ -190,5 +195,20 @@ impl App {
         };
         serving.leave();
         outcome
+    }
+}
+
+/// Says once how many connections fit, when the setting asks for more.
+fn warn_of_shortage(descriptors: &Descriptors, max_connections: usize) {
+    let connections = descriptors.clients.connections;
+    if connections < max_connections {
+        tracing::warn!(
+            connections,
+            descriptors = descriptors.limit,
+            needed = Descriptors::needed(max_connections),
+            "server.max_connections does not fit into the descriptors that the process may have; further connections are refused. \
+             Raise the hard limit to what is needed (ulimit -Hn, LimitNOFILE= of systemd, --ulimit nofile= of a container), or \
+             lower server.max_connections"
+        );
     }
 }

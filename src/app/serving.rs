@@ -36,7 +36,7 @@ use crate::{
     },
     log::{self, Engine, Health, Timestamp},
     nats::Nats,
-    net::{Acceptor, Closing, Settings},
+    net::{Acceptor, Capacity, Closing, Descriptors, Settings},
     peers::{Local, Peers},
     registry::jetstream::Bucket,
     services::{self, Core},
@@ -71,6 +71,7 @@ pub(super) struct Serving {
     files: Arc<OnceLock<Files>>,
     host: Arc<Host>,
     peers: OnceCell<Peers>,
+    descriptors: Descriptors,
     started: Instant,
 }
 
@@ -85,6 +86,7 @@ impl Serving {
             grpc,
             http,
             admin,
+            descriptors,
             engine,
             started,
         } = app;
@@ -126,6 +128,7 @@ impl Serving {
             files: Arc::default(),
             host: Arc::new(host),
             peers: OnceCell::new(),
+            descriptors,
             config,
             metrics,
             traces,
@@ -142,7 +145,8 @@ impl Serving {
             .reporter
             .set_service_status(LIVENESS, ServingStatus::Serving)
             .await;
-        let acceptor = serving.acceptor(&serving.closing, &serving.connections);
+        let acceptor =
+            serving.acceptor(descriptors.clients, &serving.closing, &serving.connections);
         for listener in grpc {
             tokio::spawn(acceptor.clone().serve(listener, front.clone()));
         }
@@ -157,12 +161,13 @@ impl Serving {
             serving.metrics.registry().clone(),
             serving.readiness.clone(),
         );
-        let admin_acceptor = serving.acceptor(&serving.admin, &TaskTracker::new());
+        let admin_acceptor =
+            serving.acceptor(descriptors.admin, &serving.admin, &TaskTracker::new());
         tokio::spawn(admin_acceptor.serve(admin, web::service(admin_router)));
         Ok(serving)
     }
 
-    fn acceptor(&self, closing: &Closing, tasks: &TaskTracker) -> Acceptor {
+    fn acceptor(&self, capacity: Capacity, closing: &Closing, tasks: &TaskTracker) -> Acceptor {
         let server = &self.config.server;
         let bytes = |size: u64| u32::try_from(size).unwrap_or(u32::MAX >> 1);
         let settings = Settings {
@@ -176,7 +181,7 @@ impl Serving {
         };
         Acceptor::new(
             settings,
-            server.max_connections,
+            capacity,
             closing.clone(),
             tasks.clone(),
             self.metrics.clone(),
@@ -320,7 +325,9 @@ impl Serving {
     /// The files, and whether what is stored was counted: a store that cannot be reached keeps nobody from chatting.
     async fn open_files(&self, nats: Option<&Nats>) -> Result<(Files, bool), Error> {
         let (settings, log) = (self.config.files.clone(), &self.config.log);
-        let files = Files::open(settings, log, nats, self.http, self.metrics.clone());
+        let descriptors = self.descriptors.files;
+        let metrics = self.metrics.clone();
+        let files = Files::open(settings, log, nats, self.http, descriptors, metrics);
         let files = files.await.map_err(Error::Files)?;
         let found = tokio::time::timeout(FILES_PATIENCE, files.recover()).await;
         if !matches!(found, Ok(Ok(()))) {

@@ -12,7 +12,11 @@ use futures::{FutureExt as _, future::BoxFuture};
 use object_store::{ObjectStore, local::LocalFileSystem};
 use sha2::{Digest as _, Sha256};
 
-use super::{Checkpoint, Error, Reader, Staging, blocking, reader, staging::saved};
+use super::{
+    Checkpoint, Error, Staging, blocking,
+    reader::{self, Source},
+    staging::saved,
+};
 use crate::dirs;
 
 /// Bytes after which a flush begins beside further writes, so that the last one has little left to do.
@@ -44,7 +48,7 @@ impl Local {
         Ok(self.objects.get_or_init(|| objects))
     }
 
-    pub(super) async fn read(&self, key: &str, from: u64) -> Result<Option<Reader>, Error> {
+    pub(super) async fn read(&self, key: &str, from: u64) -> Result<Option<Source>, Error> {
         reader::open(self.root.join(key), from).await
     }
 

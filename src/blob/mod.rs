@@ -17,6 +17,7 @@ mod jetstream;
 mod local;
 mod reader;
 mod remote;
+mod slots;
 mod staging;
 mod version;
 
@@ -27,11 +28,12 @@ use futures::{StreamExt as _, TryStreamExt as _, stream::BoxStream};
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload, path::Path as Key};
 
 pub use reader::Reader;
+pub use slots::Slot;
 pub(crate) use staging::hex;
 pub use staging::{Checkpoint, Staging};
 pub use version::Version;
 
-use self::{jetstream::Jetstream, local::Local, remote::Remote};
+use self::{jetstream::Jetstream, local::Local, remote::Remote, slots::Slots};
 use crate::nats::Nats;
 
 /// Why the store refused or failed.
@@ -49,6 +51,9 @@ pub enum Error {
     /// The object has another version than the one named: somebody else changed it.
     #[error("another process changed what is stored")]
     Conflict,
+    /// As many files are read and written as there are descriptors for.
+    #[error("too many files are read and written at this moment; try again later")]
+    Busy,
 }
 
 impl From<io::Error> for Error {
@@ -89,7 +94,12 @@ pub struct Listed {
 
 /// A store of objects and blobs. Cheap to clone.
 #[derive(Clone)]
-pub struct Store(Arc<Kind>);
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    kind: Kind,
+    slots: Slots,
+}
 
 enum Kind {
     Local(Local),
@@ -102,6 +112,8 @@ struct Objects<'a> {
     store: &'a dyn ObjectStore,
     /// S3, if it is there.
     remote: Option<&'a Remote>,
+    /// Held as long as this is used.
+    slot: Slot,
 }
 
 impl Objects<'_> {
@@ -120,7 +132,8 @@ enum Access<'a> {
 impl Store {
     /// The store at `location`: `s3://bucket/prefix` or a directory; empty: JetStream where there is `nats`, else the
     /// directory `default`. On a directory, writes are refused while less than `min_free` bytes of its disk are free. A
-    /// directory is made with the first use, buckets of JetStream now.
+    /// directory is made with the first use, buckets of JetStream now. It has at most `descriptors` files and connections to S3
+    /// open.
     ///
     /// # Errors
     /// The location is malformed, the environment's `AWS_` variables do not fit together, or JetStream has no fit buckets.
@@ -129,6 +142,7 @@ impl Store {
         default: &Path,
         min_free: u64,
         nats: Option<&Nats>,
+        descriptors: usize,
     ) -> Result<Self, String> {
         let kind = match (location, nats) {
             ("", Some(nats)) => {
@@ -139,33 +153,48 @@ impl Store {
             (remote, _) if remote.starts_with("s3://") => Kind::Remote(Remote::new(remote)?),
             (directory, _) => Kind::Local(Local::new(Path::new(directory), min_free)),
         };
-        Ok(Self(Arc::new(kind)))
+        let slots = Slots::new(descriptors);
+        Ok(Self(Arc::new(Inner { kind, slots })))
     }
 
     /// Whether other processes may use it at the same time.
     #[must_use]
     pub fn is_shared(&self) -> bool {
-        !matches!(*self.0, Kind::Local(_))
+        !matches!(self.0.kind, Kind::Local(_))
     }
 
     /// Whether a version is deleted in one step: [`Self::delete_version`] alone decides between two processes.
     #[must_use]
     pub fn deletes_versions(&self) -> bool {
-        matches!(*self.0, Kind::Jetstream(_))
+        matches!(self.0.kind, Kind::Jetstream(_))
     }
 
-    fn access(&self) -> Result<Access<'_>, Error> {
-        Ok(match &*self.0 {
+    /// The way to objects for one operation; waits for its turn.
+    async fn access(&self) -> Result<Access<'_>, Error> {
+        Ok(match &self.0.kind {
             Kind::Local(local) => Access::Objects(Objects {
                 store: local.objects()?,
                 remote: None,
+                slot: self.0.slots.operation().await?,
             }),
             Kind::Remote(remote) => Access::Objects(Objects {
                 store: remote.objects(),
                 remote: Some(remote),
+                slot: self.0.slots.operation().await?,
             }),
             Kind::Jetstream(jetstream) => Access::Jetstream(jetstream),
         })
+    }
+
+    /// The right to read or write one content, to be held as long as that lasts.
+    ///
+    /// # Errors
+    /// [`Error::Busy`]: as many are read and written as there are descriptors for.
+    pub fn slot(&self) -> Result<Slot, Error> {
+        if matches!(self.0.kind, Kind::Jetstream(_)) {
+            return Ok(Slot::free());
+        }
+        self.0.slots.content()
     }
 
     /// Writes an object; durable and whole when this returns, the old one before.
@@ -173,7 +202,7 @@ impl Store {
     /// # Errors
     /// What the storage reports.
     pub async fn put(&self, key: &str, bytes: Vec<u8>) -> Result<(), Error> {
-        match self.access()? {
+        match self.access().await? {
             Access::Objects(objects) => {
                 let payload = PutPayload::from(bytes);
                 objects.store.put(&objects.key(key), payload).await?;
@@ -198,7 +227,7 @@ impl Store {
     /// # Errors
     /// What the storage reports.
     pub async fn delete(&self, key: &str) -> Result<(), Error> {
-        match self.access()? {
+        match self.access().await? {
             Access::Objects(objects) => {
                 present(objects.store.delete(&objects.key(key)).await)?;
                 Ok(())
@@ -215,7 +244,7 @@ impl Store {
     /// # Errors
     /// What the storage reports; the blob may be deleted in part then.
     pub async fn delete_blob(&self, key: &str) -> Result<(), Error> {
-        match &*self.0 {
+        match &self.0.kind {
             Kind::Local(_) | Kind::Remote(_) => self.delete(key).await,
             Kind::Jetstream(jetstream) => jetstream.delete_blob(key).await,
         }
@@ -226,31 +255,32 @@ impl Store {
     /// # Errors
     /// What the storage reports, as an item.
     pub fn names(&self, dir: &str, after: Option<&str>) -> BoxStream<'_, Result<String, Error>> {
-        let objects = match self.access() {
-            Ok(Access::Objects(objects)) => objects,
-            Ok(Access::Jetstream(jetstream)) => {
-                let names = jetstream.names(dir.to_owned());
-                return in_order(names, after);
-            }
-            Err(error) => return futures::stream::iter([Err(error)]).boxed(),
-        };
-        let prefix = objects.key(dir);
-        let listed = match after {
-            Some(after) => {
-                let after = objects.key(&format!("{dir}/{after}"));
-                objects.store.list_with_offset(Some(&prefix), &after)
-            }
-            None => objects.store.list(Some(&prefix)),
-        };
-        let name = |meta: object_store::ObjectMeta| meta.location.filename().map(str::to_owned);
-        let names = listed
-            .map_err(Error::from)
-            .try_filter_map(move |meta| futures::future::ready(Ok(name(meta))));
-        match objects.remote {
-            // A directory lists in no order.
-            None => in_order(names.try_collect(), after),
-            Some(_) => names.boxed(),
-        }
+        let dir = dir.to_owned();
+        let after = after.map(str::to_owned);
+        futures::stream::once(async move {
+            let objects = match self.access().await? {
+                Access::Objects(objects) => objects,
+                Access::Jetstream(jetstream) => return Ok(in_order(jetstream.names(dir), after)),
+            };
+            let prefix = objects.key(&dir);
+            let listed = match &after {
+                Some(after) => {
+                    let after = objects.key(&format!("{dir}/{after}"));
+                    objects.store.list_with_offset(Some(&prefix), &after)
+                }
+                None => objects.store.list(Some(&prefix)),
+            };
+            let name = |meta: object_store::ObjectMeta| meta.location.filename().map(str::to_owned);
+            let names = held(listed, objects.slot)
+                .try_filter_map(move |meta| futures::future::ready(Ok(name(meta))));
+            Ok::<_, Error>(match objects.remote {
+                // A directory lists in no order.
+                None => in_order(names.try_collect(), after),
+                Some(_) => names.boxed(),
+            })
+        })
+        .try_flatten()
+        .boxed()
     }
 
     /// The objects of the directory `dir`, in no order. Another process's newest may be missing.
@@ -258,24 +288,29 @@ impl Store {
     /// # Errors
     /// What the storage reports, as an item.
     pub fn list(&self, dir: &str) -> BoxStream<'static, Result<Listed, Error>> {
-        match self.access() {
-            Ok(Access::Objects(objects)) => {
-                let listed = objects.store.list(Some(&objects.key(dir)));
-                let listed = listed.map_err(Error::from).map_ok(|meta| Listed {
-                    name: meta.location.filename().unwrap_or_default().to_owned(),
-                    size: meta.size,
-                    modified: meta.last_modified.into(),
-                });
-                listed.boxed()
-            }
-            Ok(Access::Jetstream(jetstream)) => jetstream.list(dir),
-            Err(error) => futures::stream::iter([Err(error)]).boxed(),
-        }
+        let store = self.clone();
+        let dir = dir.to_owned();
+        futures::stream::once(async move {
+            Ok::<_, Error>(match store.access().await? {
+                Access::Objects(objects) => {
+                    let listed = objects.store.list(Some(&objects.key(&dir)));
+                    let listed = held(listed, objects.slot).map_ok(|meta| Listed {
+                        name: meta.location.filename().unwrap_or_default().to_owned(),
+                        size: meta.size,
+                        modified: meta.last_modified.into(),
+                    });
+                    listed.boxed()
+                }
+                Access::Jetstream(jetstream) => jetstream.list(&dir),
+            })
+        })
+        .try_flatten()
+        .boxed()
     }
 
     /// The published blobs of the directory `dir`, as [`Self::list`] has objects.
     pub fn blobs(&self, dir: &str) -> BoxStream<'static, Result<Listed, Error>> {
-        match &*self.0 {
+        match &self.0.kind {
             Kind::Local(_) | Kind::Remote(_) => self.list(dir),
             Kind::Jetstream(jetstream) => jetstream.blobs(),
         }
@@ -287,7 +322,7 @@ impl Store {
     /// # Errors
     /// What the storage reports.
     pub async fn staged(&self, dir: &str) -> Result<Vec<String>, Error> {
-        match &*self.0 {
+        match &self.0.kind {
             Kind::Local(_) => self.names(dir, None).try_collect().await,
             Kind::Remote(_) => Ok(Vec::new()),
             Kind::Jetstream(jetstream) => jetstream.staged().await,
@@ -299,25 +334,27 @@ impl Store {
     /// # Errors
     /// What the storage reports.
     pub async fn drop_staged(&self, key: &str) -> Result<(), Error> {
-        match &*self.0 {
+        match &self.0.kind {
             Kind::Local(_) | Kind::Remote(_) => self.delete(key).await,
             Kind::Jetstream(jetstream) => jetstream.delete_chunks(key).await,
         }
     }
 
-    /// Reads the bytes `from..until` of a blob; `None` when there is none.
+    /// Reads the bytes `from..until` of a blob; `None` when there is none. The reader holds a [slot](Self::slot).
     ///
     /// # Errors
-    /// What the storage reports.
+    /// [`Error::Busy`], or what the storage reports.
     pub async fn read(&self, key: &str, from: u64, until: u64) -> Result<Option<Reader>, Error> {
-        match &*self.0 {
+        let slot = self.slot()?;
+        let source = match &self.0.kind {
             Kind::Local(local) => local.read(key, from).await,
             Kind::Remote(remote) => remote.read(key, from, until).await,
             Kind::Jetstream(jetstream) => jetstream.read(key, from, until).await,
-        }
+        };
+        Ok(source?.map(|source| Reader::new(source, slot)))
     }
 
-    /// Begins a blob that will be published at `key`; `scratch` names what is staged.
+    /// Begins a blob that will be published at `key`; `scratch` names what is staged. The caller holds a [slot](Self::slot).
     ///
     /// # Errors
     /// What the storage reports.
@@ -335,7 +372,7 @@ impl Store {
         scratch: &str,
         from: Checkpoint,
     ) -> Result<Staging, Error> {
-        match &*self.0 {
+        match &self.0.kind {
             Kind::Local(local) => local.stage(key, scratch, from).await,
             Kind::Remote(remote) => remote.stage(key, from).await,
             Kind::Jetstream(jetstream) => jetstream.stage(key, from).await,
@@ -347,7 +384,11 @@ impl Store {
     /// # Errors
     /// [`Error::Corrupt`] when what the checkpoint says is not there, or what the storage reports.
     pub async fn publish(&self, key: &str, scratch: &str, whole: &Checkpoint) -> Result<(), Error> {
-        match &*self.0 {
+        let _slot = match &self.0.kind {
+            Kind::Local(_) | Kind::Remote(_) => self.0.slots.operation().await?,
+            Kind::Jetstream(_) => Slot::free(),
+        };
+        match &self.0.kind {
             Kind::Local(local) => local.publish(key, scratch, whole.committed).await,
             Kind::Remote(remote) => remote.publish(key, whole).await,
             Kind::Jetstream(jetstream) => jetstream.publish(key, whole).await,
@@ -358,9 +399,8 @@ impl Store {
 /// The names after `after`, sorted.
 fn in_order<'a>(
     names: impl Future<Output = Result<Vec<String>, Error>> + Send + 'a,
-    after: Option<&str>,
+    after: Option<String>,
 ) -> BoxStream<'a, Result<String, Error>> {
-    let after = after.map(str::to_owned);
     futures::stream::once(async move {
         let mut names = names.await?;
         names.retain(|name| after.as_ref().is_none_or(|after| name > after));
@@ -369,6 +409,18 @@ fn in_order<'a>(
     })
     .try_flatten()
     .boxed()
+}
+
+/// A listing that holds its slot to its end.
+fn held<T: 'static>(
+    listed: BoxStream<'static, object_store::Result<T>>,
+    slot: Slot,
+) -> BoxStream<'static, Result<T, Error>> {
+    let item = move |item: object_store::Result<T>| {
+        let _held = &slot;
+        item.map_err(Error::from)
+    };
+    listed.map(item).boxed()
 }
 
 /// `None` for what is not there.

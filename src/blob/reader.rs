@@ -1,18 +1,23 @@
 //! Reading a blob in order.
 
-use std::{fs::File, ops::Range, os::unix::fs::FileExt as _, sync::Arc};
+use std::{fs::File, ops::Range, os::unix::fs::FileExt as _};
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::BoxStream};
 
-use super::{Error, blocking};
+use super::{Error, Slot, blocking};
 
 /// A position in a blob. Reads ahead nothing by itself.
-pub struct Reader(Kind);
+pub struct Reader {
+    source: Source,
+    /// Given back when what the source has open is closed.
+    slot: Slot,
+}
 
-enum Kind {
+/// Where the bytes come from.
+pub(super) enum Source {
     Local {
-        file: Arc<File>,
+        file: File,
         at: u64,
     },
     Stream {
@@ -21,19 +26,18 @@ enum Kind {
     },
 }
 
-impl Reader {
-    pub(super) fn local(file: File, at: u64) -> Self {
-        Self(Kind::Local {
-            file: Arc::new(file),
-            at,
-        })
-    }
-
+impl Source {
     pub(super) fn stream(stream: BoxStream<'static, Result<Bytes, Error>>) -> Self {
-        Self(Kind::Stream {
+        Self::Stream {
             stream,
             rest: Bytes::new(),
-        })
+        }
+    }
+}
+
+impl Reader {
+    pub(super) const fn new(source: Source, slot: Slot) -> Self {
+        Self { source, slot }
     }
 
     /// Fills the `spans` of `buffer`, in order, with the next bytes. On a directory the read begins at once, elsewhere when
@@ -47,32 +51,41 @@ impl Reader {
         buffer: BytesMut,
         spans: Vec<Range<usize>>,
     ) -> BoxFuture<'static, Result<(Self, BytesMut), Error>> {
-        match self.0 {
-            Kind::Local { file, at } => {
-                let job = tokio::task::spawn_blocking(move || from_file(file, at, buffer, spans));
+        let Self { source, slot } = self;
+        match source {
+            Source::Local { file, at } => {
+                let job = move || {
+                    let (source, buffer) = from_file(file, at, buffer, spans)?;
+                    Ok((Self::new(source, slot), buffer))
+                };
+                let job = tokio::task::spawn_blocking(job);
                 async move {
                     job.await
                         .unwrap_or_else(|error| Err(Error::Unavailable(error.to_string())))
                 }
                 .boxed()
             }
-            Kind::Stream { stream, rest } => from_stream(stream, rest, buffer, spans).boxed(),
+            Source::Stream { stream, rest } => async move {
+                let (source, buffer) = from_stream(stream, rest, buffer, spans).await?;
+                Ok((Self::new(source, slot), buffer))
+            }
+            .boxed(),
         }
     }
 }
 
 fn from_file(
-    file: Arc<File>,
+    file: File,
     mut at: u64,
     mut buffer: BytesMut,
     spans: Vec<Range<usize>>,
-) -> Result<(Reader, BytesMut), Error> {
+) -> Result<(Source, BytesMut), Error> {
     for span in spans {
         let length = span.len() as u64;
         file.read_exact_at(&mut buffer[span], at)?;
         at += length;
     }
-    Ok((Reader(Kind::Local { file, at }), buffer))
+    Ok((Source::Local { file, at }, buffer))
 }
 
 async fn from_stream(
@@ -80,7 +93,7 @@ async fn from_stream(
     mut rest: Bytes,
     mut buffer: BytesMut,
     spans: Vec<Range<usize>>,
-) -> Result<(Reader, BytesMut), Error> {
+) -> Result<(Source, BytesMut), Error> {
     for mut span in spans {
         while !span.is_empty() {
             if rest.is_empty() {
@@ -94,13 +107,13 @@ async fn from_stream(
             span.start += length;
         }
     }
-    Ok((Reader(Kind::Stream { stream, rest }), buffer))
+    Ok((Source::Stream { stream, rest }, buffer))
 }
 
 /// Opens the file for reading; `None` when there is none.
-pub(super) async fn open(path: std::path::PathBuf, at: u64) -> Result<Option<Reader>, Error> {
+pub(super) async fn open(path: std::path::PathBuf, at: u64) -> Result<Option<Source>, Error> {
     blocking(move || match File::open(path) {
-        Ok(file) => Ok(Some(Reader::local(file, at))),
+        Ok(file) => Ok(Some(Source::Local { file, at })),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error.into()),
     })

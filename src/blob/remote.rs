@@ -13,7 +13,8 @@ use object_store::{
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    Checkpoint, Error, Reader, Staging, present,
+    Checkpoint, Error, Staging, present,
+    reader::Source,
     staging::{Multipart, Sending, saved, sending},
 };
 
@@ -74,17 +75,17 @@ impl Remote {
         key: &str,
         from: u64,
         until: u64,
-    ) -> Result<Option<Reader>, Error> {
+    ) -> Result<Option<Source>, Error> {
         if from >= until {
             // S3 has no empty range.
-            return Ok(Some(Reader::stream(Box::pin(futures::stream::empty()))));
+            return Ok(Some(Source::stream(Box::pin(futures::stream::empty()))));
         }
         let options = GetOptions {
             range: Some(GetRange::Bounded(from..until)),
             ..GetOptions::default()
         };
         let got = present(self.store.get_opts(&self.key(key), options).await)?;
-        Ok(got.map(|got| Reader::stream(got.into_stream().map_err(Error::from).boxed())))
+        Ok(got.map(|got| Source::stream(got.into_stream().map_err(Error::from).boxed())))
     }
 
     pub(super) async fn publish(&self, key: &str, whole: &Checkpoint) -> Result<(), Error> {

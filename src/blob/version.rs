@@ -36,7 +36,7 @@ impl Store {
     /// # Errors
     /// What the storage reports.
     pub async fn get_version(&self, key: &str) -> Result<Option<(Bytes, Version)>, Error> {
-        let objects = match self.access()? {
+        let objects = match self.access().await? {
             Access::Objects(objects) => objects,
             Access::Jetstream(jetstream) => {
                 let found = jetstream.get(key).await?;
@@ -67,7 +67,7 @@ impl Store {
         bytes: Vec<u8>,
         expected: Option<&Version>,
     ) -> Result<Version, Error> {
-        let objects = match self.access()? {
+        let objects = match self.access().await? {
             Access::Objects(objects) => objects,
             Access::Jetstream(jetstream) => {
                 let expected = expected.and_then(Version::sequence).unwrap_or(0);
@@ -107,7 +107,7 @@ impl Store {
     /// # Errors
     /// [`Error::Conflict`] when it has another or is gone, or what the storage reports.
     pub async fn delete_version(&self, key: &str, expected: &Version) -> Result<(), Error> {
-        let objects = match self.access()? {
+        let objects = match self.access().await? {
             Access::Objects(objects) => objects,
             Access::Jetstream(jetstream) => {
                 return match jetstream.delete(key, expected.sequence()).await? {
@@ -123,6 +123,8 @@ impl Store {
                 return Err(Error::Conflict);
             }
         }
+        // It takes a slot of its own.
+        drop(objects);
         self.delete(key).await
     }
 }

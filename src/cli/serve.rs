@@ -12,6 +12,7 @@ use super::{Failure, config::SettingsArgs, exit};
 use crate::{
     app::{Addresses, App, Shutdown},
     config::{self, Loaded},
+    net::descriptors::{self, Raised},
     telemetry,
 };
 
@@ -48,6 +49,7 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let Loaded { config, sources } = loaded;
     let guard = telemetry::init(&config.telemetry, &config.server.instance_id)
         .map_err(|error| Failure::failed(error.to_string()))?;
+    raise_descriptors();
     let engine = config.log.engine;
     let app = App::bind(config, guard.traces(), guard.lines()).map_err(failed)?;
     greet(&app.addresses()?, engine, &sources)?;
@@ -63,6 +65,14 @@ pub async fn run(args: ServeArgs) -> Result<(), Failure> {
     let patience = shutdown.left().map_or(FLUSH, |left| left.min(FLUSH));
     guard.shutdown(patience).await;
     outcome.map_err(failed)
+}
+
+/// Takes as many descriptors as the process may have without asking.
+fn raise_descriptors() {
+    match descriptors::raise() {
+        Ok(Raised { from, to }) => tracing::debug!(from, to, "descriptors"),
+        Err(error) => tracing::warn!(%error, "the limit on descriptors cannot be raised"),
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it is used by map_err")]

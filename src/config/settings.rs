@@ -81,7 +81,8 @@ section! {
         pub instance_id: String = "server-01".into();
         /// Serve gRPC reflection.
         pub reflection: bool = true;
-        /// Connections at most; further ones are closed at once.
+        /// Connections at most; further ones are closed at once. Fewer where the process may not have as many file descriptors,
+        /// which is said at the start.
         pub max_connections: usize = 10_000, in 1..=10_000_000;
         /// Concurrent streams of one connection at most.
         pub max_streams_per_connection: u32 = 1000, in 1..=1_000_000;

@@ -279,7 +279,7 @@ impl Error {
             Self::OutOfRange { .. } => ErrorCode::RangeOutside,
             Self::Blob(error) => match error {
                 blob::Error::Full => ErrorCode::StorageFull,
-                blob::Error::Unavailable(_) => ErrorCode::StorageUnavailable,
+                blob::Error::Unavailable(_) | blob::Error::Busy => ErrorCode::StorageUnavailable,
                 blob::Error::Corrupt(_) => ErrorCode::StorageCorrupt,
                 blob::Error::Conflict => ErrorCode::Superseded,
             },

@@ -23,7 +23,7 @@ use tonic::body::Body;
 use tower::Service;
 
 use super::{
-    Peer, Settings,
+    Capacity, Peer, Settings,
     connection::{Connection, Streams},
     io::write_once,
 };
@@ -31,7 +31,7 @@ use crate::telemetry::Metrics;
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 1024;
-/// How long accepting pauses when the process is out of file descriptors.
+/// How long accepting pauses after an error, such as that the machine is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Binds `address`; port 0 takes a free one.
@@ -85,24 +85,29 @@ pub struct Closing {
 pub struct Acceptor {
     settings: Arc<Settings>,
     permits: Arc<Semaphore>,
+    /// Why a connection finds no permit.
+    shortage: &'static str,
     closing: Closing,
     tasks: TaskTracker,
     metrics: Metrics,
 }
 
 impl Acceptor {
-    /// An acceptor of at most `max_connections` connections, whose tasks run on `tasks`.
+    /// An acceptor of so many connections at most, whose tasks run on `tasks`.
     #[must_use]
     pub fn new(
         settings: Settings,
-        max_connections: usize,
+        capacity: Capacity,
         closing: Closing,
         tasks: TaskTracker,
         metrics: Metrics,
     ) -> Self {
         Self {
             settings: Arc::new(settings),
-            permits: Arc::new(Semaphore::new(max_connections.min(Semaphore::MAX_PERMITS))),
+            permits: Arc::new(Semaphore::new(
+                capacity.connections.min(Semaphore::MAX_PERMITS),
+            )),
+            shortage: capacity.reason,
             closing,
             tasks,
             metrics,
@@ -112,15 +117,23 @@ impl Acceptor {
     /// Serves connections of `listener` with `service` until accepting is cancelled.
     pub async fn serve<S: HttpService>(self, listener: TcpListener, service: S) {
         let stopped = self.closing.accept.clone();
+        let mut is_failing = false;
         loop {
             let accepted = tokio::select! {
                 () = stopped.cancelled() => return,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, peer)) => self.accepted(stream, peer, service.clone()),
+                Ok((stream, peer)) => {
+                    is_failing = false;
+                    self.accepted(stream, peer, service.clone());
+                }
                 Err(error) => {
-                    tracing::warn!(%error, "a connection could not be accepted");
+                    // One line for a shortage, however often it is met.
+                    if !std::mem::replace(&mut is_failing, true) {
+                        tracing::warn!(%error, "connections cannot be accepted");
+                    }
+                    // The kernel holds the connection and would give the same answer at once.
                     sleep(ACCEPT_PAUSE).await;
                 }
             }
@@ -129,7 +142,7 @@ impl Acceptor {
 
     fn accepted<S: HttpService>(&self, stream: TcpStream, peer: SocketAddr, service: S) {
         let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
-            self.refused("limit");
+            self.refused(self.shortage);
             return;
         };
         if let Err(error) = stream.set_nodelay(true) {

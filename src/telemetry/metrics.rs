@@ -42,7 +42,7 @@ const STREAM_ENDS: &[&str] = &[
     "max_age",
 ];
 /// Why a connection was closed by the server.
-const REFUSALS: &[&str] = &["limit", "preface", "protocol"];
+const REFUSALS: &[&str] = &["limit", "descriptors", "preface", "protocol"];
 /// Where signals are lost: a listener's channel, the way to the other instances, and messages there that nobody understands.
 const CARRIERS: &[&str] = &["channel", "peers", "unreadable"];
 /// Why a sample of clients' telemetry is refused.
@@ -322,7 +322,7 @@ impl Metrics {
             connections_active: make.gauge("weir_connections_active", "Connections open now."),
             connections_refused: make.counters(
                 "weir_connections_refused_total",
-                "Connections the server closed: limit, preface (never spoke), protocol (spoke garbage).",
+                "Connections the server closed: limit (server.max_connections), descriptors (the process may have too few), preface (never spoke), protocol (spoke garbage).",
                 &["reason"],
             ),
             draining: make.gauge("weir_draining", "1 while the instance drains."),

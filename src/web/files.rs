@@ -92,6 +92,12 @@ fn plain(status: StatusCode, text: &'static str) -> Response {
 fn refused(error: &Error) -> Response {
     match error {
         Error::NotFound { .. } => plain(StatusCode::NOT_FOUND, "not found\n"),
+        Error::Blob(blob::Error::Busy) => {
+            let text = "too many files are read at this moment\n";
+            let mut response = plain(StatusCode::SERVICE_UNAVAILABLE, text);
+            set(response.headers_mut(), header::RETRY_AFTER, "1");
+            response
+        }
         error => {
             tracing::error!(%error, "a file could not be served");
             plain(StatusCode::INTERNAL_SERVER_ERROR, "failed\n")

@@ -33,7 +33,7 @@ use sha2::Digest as _;
 use tokio::time::{Instant, sleep, timeout};
 
 pub(super) use self::{run::Run, staging::JetstreamStaging};
-use super::{Checkpoint, Error, Listed, Reader, Staging};
+use super::{Checkpoint, Error, Listed, Staging, reader::Source};
 use crate::nats::stream::{Failure, Stream};
 
 /// A chunk: a message that any server takes, and what a download holds in memory. All of a blob but the last have this size.
@@ -202,7 +202,7 @@ impl Jetstream {
         key: &str,
         from: u64,
         until: u64,
-    ) -> Result<Option<Reader>, Error> {
+    ) -> Result<Option<Source>, Error> {
         let subject = self.description(key);
         let found = persist(&self.blobs, || self.blobs.only(&subject)).await?;
         let Some(found) = found else {
@@ -214,7 +214,7 @@ impl Jetstream {
         let runs: Vec<Run> = serde_json::from_str(runs).map_err(|error| corrupt(&error))?;
         let (size, chunks) = (info.size as u64, self.chunks(key));
         let stream = reading::bytes(self.blobs.clone(), chunks, runs, size, from..until);
-        Ok(Some(Reader::stream(stream)))
+        Ok(Some(Source::stream(stream)))
     }
 
     /// A new run behind the runs of the checkpoint. Nothing is written yet.

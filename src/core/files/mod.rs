@@ -94,7 +94,8 @@ pub struct Content {
 
 impl Files {
     /// The files of the store that `settings` name; by default of JetStream where there is `nats`, else of the directory
-    /// `files` in the log's, which is made with the first upload. `http` is the address files are served at.
+    /// `files` in the log's, which is made with the first upload. `http` is the address files are served at. At most
+    /// `descriptors` files and connections of the store are open at once; uploads and downloads beyond are refused.
     ///
     /// # Errors
     /// The store's location is malformed, or JetStream has no place for files.
@@ -103,11 +104,12 @@ impl Files {
         log: &config::Log,
         nats: Option<&Nats>,
         http: std::net::SocketAddr,
+        descriptors: usize,
         metrics: Metrics,
     ) -> Result<Self, String> {
         let directory = Path::new(&log.dir).join("files");
         let min_free = log.min_free.as_u64();
-        let store = Store::open(&settings.store, &directory, min_free, nats).await?;
+        let store = Store::open(&settings.store, &directory, min_free, nats, descriptors).await?;
         let url = match settings.url.trim_end_matches('/') {
             "" => format!("http://{http}"),
             url => url.to_owned(),

@@ -16,7 +16,7 @@ use super::{
     state::{Claimed, State},
 };
 use crate::{
-    blob::{self, Checkpoint, Staging, Version},
+    blob::{self, Checkpoint, Slot, Staging, Version},
     log::Timestamp,
 };
 
@@ -50,6 +50,8 @@ pub(super) struct Task {
     staging: Staging,
     /// A checkpoint being made durable and saved, beside the writes.
     saving: Option<JoinHandle<Result<Saved, blob::Error>>>,
+    /// For what the staging has open.
+    _slot: Slot,
 }
 
 /// What a checkpoint made durable.
@@ -63,6 +65,7 @@ impl Task {
         files: Files,
         ticket: Ticket,
         turn: OwnedMutexGuard<()>,
+        slot: Slot,
         claimed: Claimed,
     ) -> Result<Self, Error> {
         let Claimed { mut state, version } = claimed;
@@ -90,6 +93,7 @@ impl Task {
             version,
             staging,
             saving: None,
+            _slot: slot,
         };
         // From here on a crash leaves nothing that is not found again.
         if task.is_tracked() {

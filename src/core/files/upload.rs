@@ -47,7 +47,7 @@ impl Files {
     /// it ends as [`Error::Superseded`], on another replica with what it writes or ends next.
     ///
     /// # Errors
-    /// [`Error::Limit`] without room for it; [`Error::AlreadyExists`] when the id stands for other metadata;
+    /// [`Error::Limit`] without room for it; [`blob::Error::Busy`] while too many files are read and written; [`Error::AlreadyExists`] when the id stands for other metadata;
     /// [`Error::Superseded`] when yet another stream takes over; what the store reports.
     ///
     /// # Cancellation
@@ -72,6 +72,8 @@ impl Files {
             }
         }
         let is_named = new.upload_id.is_some();
+        // Before anything is taken over or claimed, so that one that is refused leaves no trace.
+        let slot = self.0.store.slot()?;
         let mut ticket = self.0.shelf.take(&key, new.size.unwrap_or(0))?;
         let turn = ticket.turn().await?;
         let claimed = match self.claim(&key, new).await? {
@@ -84,7 +86,7 @@ impl Files {
         if is_named {
             ticket.keep(self.0.settings.upload_ttl);
         }
-        let task = Task::open(self.clone(), ticket, turn, *claimed).await?;
+        let task = Task::open(self.clone(), ticket, turn, slot, *claimed).await?;
         self.show();
         Ok(Begun::Upload(task.start()))
     }

@@ -31,6 +31,7 @@ pub const OWN_ADDRESS: &str = "127.0.0.2:0";
 pub struct Settings {
     variables: BTreeMap<String, String>,
     network: Option<u32>,
+    descriptors: Option<[usize; 2]>,
 }
 
 impl Default for Settings {
@@ -40,6 +41,7 @@ impl Default for Settings {
         Self {
             variables: BTreeMap::new(),
             network: None,
+            descriptors: None,
         }
         .set("server.grpc", free)
         .set("server.http", free)
@@ -60,6 +62,14 @@ impl Settings {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.variables.insert(name.to_owned(), value.to_owned());
+        self
+    }
+
+    /// Lets it have so many descriptors: its soft and its hard limit.
+    #[allow(dead_code, reason = "foreign tools test other things")]
+    #[must_use]
+    pub fn descriptors(mut self, soft: usize, hard: usize) -> Self {
+        self.descriptors = Some([soft, hard]);
         self
     }
 
@@ -262,15 +272,25 @@ impl TestServer {
 
 /// The binary's command line with `settings` and nothing else of this environment's settings.
 pub fn command(dir: &Path, settings: &Settings) -> Command {
-    let mut command = match settings.network {
-        Some(pid) => {
+    let mut command = match (settings.network, settings.descriptors) {
+        (Some(pid), _) => {
             let mut command = Command::new("nsenter");
             command
                 .arg(format!("--net=/proc/{pid}/ns/net"))
                 .arg(binary());
             command
         }
-        None => Command::new(binary()),
+        (None, Some([soft, hard])) => {
+            let mut command = Command::new("sh");
+            command
+                .arg("-c")
+                .arg(format!(
+                    "ulimit -Sn {soft} && ulimit -Hn {hard} && exec \"$0\" \"$@\""
+                ))
+                .arg(binary());
+            command
+        }
+        (None, None) => Command::new(binary()),
     };
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("WEIR__")) {
         command.env_remove(name);
