@@ -89,6 +89,9 @@ pub(super) async fn run(args: LogArgs) -> Result<(), Failure> {
     };
     written(printed)?;
     match inspection.damage.len() {
+        0 if !inspection.strange.is_empty() => Err(Failure::failed(
+            "there are files that are none of this log, so that a server does not start on it; `weir repair` moves them aside",
+        )),
         0 => Ok(()),
         count => Err(Failure::failed(format!(
             "{count} damaged; `weir repair` keeps what can be read"

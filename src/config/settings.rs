@@ -412,7 +412,7 @@ section! {
         /// How log lines look: `text` for people, `json` for one object a line.
         pub log_format: LogFormat = LogFormat::Text;
         /// What is logged: a level (off, error, warn, info, debug, trace) or a filter such as `info,weir=debug,h2=warn`.
-        pub log_level: String = "info,fjall=warn,lsm_tree=warn".into();
+        pub log_level: String = "info".into();
         /// OTLP/gRPC endpoint that traces go to, `http://collector:4317`; empty: no traces leave the process.
         pub otlp_endpoint: String = String::new();
         /// The share of traces without a caller's decision that is sampled.

@@ -22,8 +22,6 @@ const WAITING: usize = 1024;
 const FIELDS: usize = 16;
 /// Bytes of one text at most; the rest is cut off.
 const TEXT_BYTES: usize = 4096;
-/// Libraries below the log, whose lower levels tell of every write.
-const STORAGE: [&str; 2] = ["fjall", "lsm_tree"];
 
 /// A log line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,11 +67,7 @@ impl LineFeed {
 
 /// Whether a line may be noted, by what is known before it is said.
 pub(super) fn is_taken(metadata: &Metadata<'_>) -> bool {
-    let is_storage = STORAGE
-        .iter()
-        .any(|library| metadata.target().starts_with(library));
-    let most = if is_storage { Level::WARN } else { Level::INFO };
-    metadata.is_event() && *metadata.level() <= most
+    metadata.is_event() && *metadata.level() <= Level::INFO
 }
 
 impl<S: Subscriber> Layer<S> for LineFeed {
@@ -147,8 +141,7 @@ mod tests {
         tracing::subscriber::with_default(Registry::default().with(feed), || {
             tracing::info!(target: "weir::a", count = 3, name = "x", "hello");
             tracing::debug!("too quiet");
-            tracing::info!(target: "fjall::flush", "storage speaks of every write");
-            tracing::warn!(target: "fjall", "storage complains");
+            tracing::warn!(target: "library", "a library complains");
             tracing::error!(text = "é".repeat(TEXT_BYTES), "long");
         });
         let taken = lines.take();
@@ -157,7 +150,7 @@ mod tests {
             .map(|line| (line.severity(), line.target.as_str(), line.message.as_str()))
             .collect();
         assert_eq!(seen[0], (9, "weir::a", "hello"));
-        assert_eq!(seen[1], (13, "fjall", "storage complains"));
+        assert_eq!(seen[1], (13, "library", "a library complains"));
         assert_eq!((seen[2].0, seen[2].2), (17, "long"));
         assert_eq!(seen.len(), 3);
         let fields = [("count", "3".to_owned()), ("name", "x".to_owned())];

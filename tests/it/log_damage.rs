@@ -470,3 +470,46 @@ async fn a_log_whose_identity_is_lost_is_repaired() {
     let topics: Vec<_> = before.iter().map(|(topic, _)| topic.clone()).collect();
     assert_eq!(held(&engine, &topics).await, before);
 }
+
+/// A journal whose beginning is gone is damaged, not new.
+#[tokio::test]
+async fn a_journal_without_its_header_is_no_empty_one() {
+    let dir = TempDir::new().unwrap();
+    let config = settings(dir.path());
+    small(&config).await;
+    let (path, _) = journal(&config);
+    change(&path, |bytes| bytes[..64].fill(0));
+    let error = Embedded::open(&config, Metrics::new()).err().unwrap();
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+    assert!(!inspect(&config.dir).unwrap().damage.is_empty());
+    let done = repair(&config.dir).unwrap();
+    assert!(done.kept >= 8, "{done:?}");
+    let engine = open(&config);
+    assert_eq!(read_all(&engine, &room("one")).await.len(), 4);
+    assert!(append_all(&engine, &room("one"), &["on"]).await[0] > Sequence(8));
+}
+
+/// Numbers stay used though everything that had them was dropped, sealed away and never followed by anything.
+#[tokio::test]
+async fn numbers_of_a_journal_that_was_dropped_whole_stay_used() {
+    let dir = TempDir::new().unwrap();
+    let mut config = settings(dir.path());
+    config.segment = ByteSize::mib(1);
+    let topic = room("dropped");
+    let engine = open(&config);
+    append(&engine, vec![record(&topic, vec![7; 600 * 1024]); 2]).await;
+    let tail = engine.tail();
+    engine.trim(&topic, Sequence(u64::MAX)).await.unwrap();
+    eventually("the journal is sealed and gone", async || {
+        let journals = files(&config, "journal");
+        journals
+            .iter()
+            .all(|path| !path.ends_with("00000000000000000001.journal"))
+    })
+    .await;
+    let crashed = settings(&dir.path().join("crash"));
+    copy_dir(&config.dir, &crashed.dir);
+    let engine = open(&crashed);
+    assert_eq!(engine.tail(), tail);
+    assert_eq!(append_all(&engine, &topic, &["on"]).await, [tail]);
+}

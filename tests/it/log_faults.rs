@@ -559,3 +559,38 @@ async fn a_clock_an_hour_back_drops_nothing_and_keeps_keys_for_their_time() {
         "its time is over, whatever the clock says"
     );
 }
+
+/// Topics that come and go make room for others, however few there may be, and what they lost does not come back.
+#[tokio::test]
+async fn topics_that_come_and_go_make_room_for_others() {
+    let dir = TempDir::new().unwrap();
+    let mut config = settings(dir.path());
+    config.segment = ByteSize::mib(1);
+    config.retention_interval = Duration::from_millis(20);
+    config.max_topics = 40;
+    let kept = room("kept");
+    let engine = open(&config);
+    for round in 0..10 {
+        append(&engine, vec![record(&kept, vec![1; 200 * 1024])]).await;
+        for number in 0..10 {
+            let topic = room(&format!("{round}-{number}"));
+            eventually("there is room for another topic", async || {
+                let batch = vec![record(&topic, vec![2; 20 * 1024])];
+                engine.enqueue(batch).await.unwrap().await.is_ok()
+            })
+            .await;
+            engine.trim(&topic, Sequence(u64::MAX)).await.unwrap();
+        }
+    }
+    engine.close().await;
+    let engine = open(&config);
+    for round in 0..10 {
+        for number in 0..10 {
+            let topic = room(&format!("{round}-{number}"));
+            let first = engine.bounds(&topic).await.unwrap().first;
+            let page = engine.read(&topic, first, ALL).await.unwrap();
+            assert!(page.records.is_empty(), "{topic} came back");
+        }
+    }
+    assert_eq!(read_all(&engine, &kept).await.len(), 10);
+}

@@ -458,6 +458,7 @@ impl Committer {
         }
         if let Some(file) = index.files.get_mut(&self.slot) {
             file.size = self.journal.end;
+            file.last = Sequence(tail.0.saturating_sub(1));
             if let Some(first) = first {
                 file.note_time(first, time);
             }
@@ -544,9 +545,11 @@ pub(super) fn journal_file(journal: &Journal) -> File {
             keys: JournalKeys::default(),
             topics: Vec::new(),
         },
+        last: Sequence(0),
         size: journal.end,
         live_bytes: 0,
         fixed_bytes: 0,
+        key_bytes: 0,
         times: Vec::new(),
         newest_key: Timestamp(0),
         is_damaged: false,

@@ -25,6 +25,8 @@ use crate::{
 
 /// Topics without records whose first positions are remembered; the oldest beyond it are forgotten for the log's floor.
 const EMPTIED: usize = 65_536;
+/// Files that one round has written once more so that topics can be forgotten.
+const REWRITES: usize = 4;
 
 /// A topic in the index.
 pub(super) type TopicId = u32;
@@ -95,7 +97,10 @@ impl Place {
             Self::Journal { slot, .. } => files
                 .get(slot)
                 .is_some_and(|file| file.newest_key > Timestamp(0)),
-            Self::Segment { place, .. } => place.keys > 0,
+            Self::Segment { slot, place, .. } => {
+                let file = files.get(slot);
+                place.keys > 0 && file.is_some_and(|file| file.newest_key > Timestamp(0))
+            }
         }
     }
 }
@@ -111,6 +116,8 @@ pub(super) struct TopicState {
     pub(super) places: VecDeque<Place>,
     /// The file that says `first`; zero when none has to.
     pub(super) noted: Slot,
+    /// Segments that still hold records of it that were dropped.
+    ghosts: Vec<Slot>,
 }
 
 impl TopicState {
@@ -122,6 +129,7 @@ impl TopicState {
             bytes: 0,
             places: VecDeque::new(),
             noted: 0,
+            ghosts: Vec::new(),
         }
     }
 
@@ -137,12 +145,16 @@ impl TopicState {
 pub(super) struct File {
     pub(super) number: u64,
     pub(super) kind: FileKind,
+    /// The highest sequence that it holds or held.
+    pub(super) last: Sequence,
     /// Bytes on disk.
     pub(super) size: u64,
     /// Bytes of records that are retained.
     pub(super) live_bytes: u64,
     /// Bytes of idempotency keys, headers and topics, which stay when it is written once more.
     pub(super) fixed_bytes: u64,
+    /// Those of the idempotency keys.
+    pub(super) key_bytes: u64,
     /// See [`segment::Opened::times`].
     pub(super) times: Vec<(Sequence, Timestamp)>,
     /// When the newest keyed record was appended; zero when there is none.
@@ -625,6 +637,12 @@ impl Index {
             let Some((_, last)) = place.span() else {
                 continue;
             };
+            // A journal holds, or is followed by, the note that they were dropped, and is sealed without them.
+            if let Place::Segment { slot, .. } = place
+                && !state.ghosts.contains(slot)
+            {
+                state.ghosts.push(*slot);
+            }
             let (records, bytes) = if last < drop.first {
                 let whole = (place.records(), place.bytes());
                 match place {
@@ -671,6 +689,7 @@ impl Index {
         }
         let files = &self.files;
         state.places.retain(|place| place.is_of_use(files));
+        state.ghosts.retain(|slot| files.contains_key(slot));
         if drop.first > state.first.sequence {
             state.first = First {
                 sequence: drop.first,
@@ -689,22 +708,30 @@ impl Index {
         Some(had - state.records)
     }
 
-    /// Topics without records beyond those that are remembered are forgotten, the oldest first; how many that were.
-    pub(super) fn forget_emptied(&mut self) -> usize {
+    /// Topics without records beyond those that are remembered are forgotten, the oldest first; how many that were. A topic of which
+    /// a file still holds dropped records is not: nothing would say that they were dropped. Those files are returned too, a few, so
+    /// that they are written once more.
+    pub(super) fn forget_emptied(&mut self, most: usize) -> (usize, Vec<Slot>) {
+        let most = most.min(EMPTIED);
+        let excess = self.emptied.len().saturating_sub(most);
+        let oldest: Vec<_> = self.emptied.iter().take(excess).copied().collect();
         let mut forgotten = 0;
-        let mut kept = Vec::new();
-        while self.emptied.len() + kept.len() > EMPTIED {
-            let Some((first, id)) = self.emptied.pop_first() else {
-                break;
-            };
-            let is_needed = self.state(id).is_none_or(|state| !state.places.is_empty());
-            if is_needed {
-                kept.push((first, id));
-                if kept.len() > EMPTIED {
-                    break;
-                }
+        let mut holding = BTreeSet::new();
+        for (first, id) in oldest {
+            if self.unnoted.contains(&id) {
                 continue;
             }
+            let files = &self.files;
+            let Some(state) = self.states.get_mut(id as usize) else {
+                continue;
+            };
+            state.places.retain(|place| place.is_of_use(files));
+            state.ghosts.retain(|slot| files.contains_key(slot));
+            if !state.ghosts.is_empty() || !state.places.is_empty() {
+                holding.extend(state.ghosts.iter().take(1));
+                continue;
+            }
+            self.emptied.remove(&(first, id));
             let state = self.states.remove(id as usize);
             self.ids.remove(&state.topic);
             self.names.remove(&state.topic);
@@ -713,9 +740,31 @@ impl Index {
             self.floor = self.floor.max(first);
             forgotten += 1;
         }
-        self.emptied.extend(kept);
         self.forgotten += forgotten as u64;
-        forgotten
+        (forgotten, holding.into_iter().take(REWRITES).collect())
+    }
+
+    /// Lets go of keys that were last used before `from`: their filters, and what they keep of files.
+    pub(super) fn forget_keys(&mut self, from: Timestamp) {
+        for file in self.files.values_mut() {
+            if let FileKind::Segment { filter, .. } = &mut file.kind
+                && file.newest_key < from
+            {
+                *filter = None;
+                file.newest_key = Timestamp(0);
+                file.fixed_bytes = file.fixed_bytes.saturating_sub(file.key_bytes);
+                file.key_bytes = 0;
+            }
+        }
+    }
+
+    /// Forgets a topic's place in a file that is replaced by one in which it has none.
+    pub(super) fn leave(&mut self, topic: &Topic, slot: Slot) {
+        if let Some(id) = self.id_of(topic)
+            && let Some(state) = self.states.get_mut(id as usize)
+        {
+            state.places.retain(|place| place.slot() != slot);
+        }
     }
 
     /// Up to `limit` topics whose first position no file says yet.

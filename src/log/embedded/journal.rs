@@ -287,6 +287,13 @@ impl Journal {
         })
     }
 
+    /// Makes what a scan found of a journal durable that is written no more, and clears what lies behind.
+    pub(super) fn settle(disk: &dyn Disk, path: &Path, end: u64) -> io::Result<()> {
+        let file = disk.open(path, true)?;
+        file.set_len(end)?;
+        file.sync()
+    }
+
     /// Sets room aside for `bytes` more. Notes of what was dropped may use the last of it.
     pub(super) fn reserve(&mut self, bytes: u64, is_note: bool) -> io::Result<()> {
         let spare = if is_note { 0 } else { NOTES_BYTES };
@@ -343,11 +350,17 @@ pub(super) struct Scanned {
 }
 
 /// Reads the header of a journal; none when it was never finished, so that the journal holds nothing.
-pub(super) fn header(file: &dyn DiskFile) -> io::Result<Result<Option<Header>, Strange>> {
+pub(super) fn header(file: &Arc<dyn DiskFile>) -> io::Result<Result<Option<Header>, Strange>> {
     let mut bytes = [0; HEADER_BYTES];
     file.read_at(&mut bytes, 0)?;
     if is_blank(&bytes) {
-        return Ok(Ok(None));
+        // A journal gets its header before anything else.
+        let is_unfinished = Window::new(file.clone())?.is_blank_from(0)?;
+        return Ok(if is_unfinished {
+            Ok(None)
+        } else {
+            Err(Strange::Damaged)
+        });
     }
     Ok(Header::decode(MAGIC, &bytes).map(Some))
 }
@@ -361,11 +374,13 @@ pub(super) struct Whole<'a> {
 }
 
 /// Shows every whole batch of a journal to `show`, in order, up to the end or to the first damage. `expected` is the sequence behind
-/// the last record of the journals before.
+/// the last record of the files before. The first batch may lie behind it where `may_jump`: files between were removed, or a restore
+/// left numbers out.
 pub(super) fn scan(
     file: &Arc<dyn DiskFile>,
     header: &Header,
     expected: Sequence,
+    may_jump: bool,
     mut show: impl FnMut(Whole<'_>),
 ) -> io::Result<Scanned> {
     let mut window = Window::new(file.clone())?;
@@ -381,12 +396,13 @@ pub(super) fn scan(
         match found {
             Found::Whole(whole, head) => {
                 let is_next = head.first == scanned.next
-                    || (scanned.batches == 0 && head.first > scanned.next);
+                    || (may_jump && scanned.batches == 0 && head.first > scanned.next);
                 if !is_next {
+                    let last = Sequence(head.first.0.saturating_sub(1));
                     scanned.damage = Some(Damage {
                         offset: scanned.end,
                         first: scanned.next,
-                        last: None,
+                        last: (last >= scanned.next).then_some(last),
                     });
                     return Ok(scanned);
                 }

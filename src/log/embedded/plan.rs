@@ -157,7 +157,10 @@ impl<'a> Plan<'a> {
         new.dedup();
         let index = lock(&self.shared.index);
         let limit = self.shared.max_topics;
-        let planned = self.touched.iter().filter(|touched| touched.is_defined);
+        let planned = self
+            .touched
+            .iter()
+            .filter(|touched| touched.is_defined && index.id_of(&touched.topic).is_none());
         let room = limit.saturating_sub(index.len() + planned.count());
         // Those that the log has already need none.
         let wanted = new.into_iter().filter(|topic| index.id_of(topic).is_none());

@@ -638,6 +638,9 @@ pub(super) fn entry_at(file: &dyn DiskFile, offset: u64) -> io::Result<Vec<u8>> 
     let read = file.read_at(&mut bytes, offset)?;
     bytes.truncate(read);
     let size = entry::size(&bytes).unwrap_or(0);
+    // A length that does not read back right must not take memory.
+    let left = file.size()?.saturating_sub(offset);
+    let size = size.min(usize::try_from(left).unwrap_or(usize::MAX));
     if size > bytes.len() {
         bytes.resize(size, 0);
         let read = file.read_at(&mut bytes, offset)?;

@@ -222,6 +222,7 @@ struct Recovery {
 
 /// A journal that was read.
 struct Found {
+    number: u64,
     slot: Slot,
     path: PathBuf,
     header: Header,
@@ -333,7 +334,7 @@ impl Recovery {
             cause,
         };
         let file = self.disk.open(path, true).map_err(unusable)?;
-        let header = match journal::header(&*file).map_err(unusable)? {
+        let header = match journal::header(&file).map_err(unusable)? {
             Ok(Some(header)) => header,
             Ok(None) => {
                 // It was being made when the process ended.
@@ -353,12 +354,26 @@ impl Recovery {
             next_tag: 0,
         };
         let index = &mut self.index;
-        let scanned = journal::scan(&file, &header, self.next, |whole| {
+        // The journal before it ends where this one begins, if it is still there.
+        let before = self
+            .journals
+            .last()
+            .filter(|before| before.number + 1 == number);
+        let before = before.map(|before| (before.path.clone(), before.end));
+        let may_jump = before.is_none();
+        let scanned = journal::scan(&file, &header, self.next, may_jump, |whole| {
             reading.take(index, &whole);
         });
         let scanned = scanned.map_err(unusable)?;
         if let Some(damage) = scanned.damage {
-            return Err(damaged(path, damage));
+            return Err(match before {
+                // The end of that one is missing.
+                Some((before, end)) if scanned.batches == 0 && damage.last.is_some() => {
+                    let offset = end;
+                    damaged(&before, Damage { offset, ..damage })
+                }
+                _ => damaged(path, damage),
+            });
         }
         if scanned.cut_bytes > 0 {
             tracing::warn!(
@@ -374,9 +389,11 @@ impl Recovery {
         }
         if let Some(entry) = self.index.files.get_mut(&slot) {
             entry.size = scanned.end;
+            entry.last = Sequence(scanned.next.0.saturating_sub(1));
         }
         self.next = scanned.next;
         self.journals.push(Found {
+            number,
             slot,
             path: path.into(),
             header,
@@ -415,6 +432,7 @@ impl Recovery {
                 self.index.files.remove(&found.slot);
                 self.leftovers.push(found.path);
             } else {
+                Journal::settle(&*self.disk, &found.path, found.end).map_err(unusable)?;
                 unsealed.push(found.slot);
             }
         }

@@ -85,7 +85,7 @@ pub struct Inspection {
     pub id: String,
     /// The files, in the order of the log.
     pub files: Vec<FileReport>,
-    /// The topics, by name. Only what is retained counts.
+    /// The topics, by name. Records that were dropped and are still in a file count too.
     pub topics: BTreeMap<String, TopicReport>,
     /// What does not read back; nothing in a sound log.
     pub damage: Vec<Loss>,
@@ -151,6 +151,21 @@ impl Content {
         self.last = self.last.min(last);
         for loss in &mut self.lost {
             loss.last = loss.last.min(last.0).max(loss.first.min(last.0));
+        }
+    }
+
+    /// Notes that the next journal begins with `next`, so that this one ended there: what it lacks of that is lost.
+    fn reach(&mut self, next: Sequence, file: &str) {
+        let first = self.last.next();
+        if self.lost.is_empty() && first < next {
+            self.last = Sequence(next.0 - 1);
+            self.lost.push(Loss {
+                file: file.into(),
+                offset: 0,
+                first: first.0,
+                last: self.last.0,
+                topic: None,
+            });
         }
     }
 
@@ -267,7 +282,7 @@ fn read_journal(
         floor: Sequence::FIRST,
         ..Content::default()
     };
-    let header = journal::header(&*file).map_err(unusable)?;
+    let header = journal::header(&file).map_err(unusable)?;
     let header = match header {
         Ok(None) => return Ok(content),
         Ok(Some(header)) => Some(header),
@@ -283,7 +298,7 @@ fn read_journal(
     }
     let mut lost = Vec::new();
     if let Some(header) = &header {
-        let scanned = journal::scan(&file, header, expected, |_| {}).map_err(unusable)?;
+        let scanned = journal::scan(&file, header, expected, true, |_| {}).map_err(unusable)?;
         content.unfinished_bytes = scanned.cut_bytes;
     }
     let mut taking = Taking {
@@ -516,12 +531,17 @@ pub fn inspect(dir: &Path) -> Result<Inspection, OpenError> {
     if id.is_none() {
         inspection.damage.push(identity_loss());
     }
+    let mut failed = None;
     each_file(&log, id, |path, file| match file {
         Ok((kind, content)) => inspection.add(path, kind, content),
         Err(OpenError::Strange { .. }) => inspection.strange.push(name_of(path)),
         // It was sealed or removed meanwhile.
-        Err(_) => {}
+        Err(_) if !path.exists() => {}
+        Err(error) => failed = failed.take().or(Some(error)),
     })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
     inspection.drop_trimmed();
     Ok(inspection)
 }
@@ -583,9 +603,13 @@ fn each_file(
         let behind = numbers[at + 1..]
             .iter()
             .find_map(|number| first_in(&listing, *number));
+        let is_followed = numbers.get(at + 1) == Some(&(number + 1));
         let content = content.map(|(kind, mut content)| {
             if let Some(behind) = behind {
                 content.end_before(behind);
+                if kind == "journal" && is_followed {
+                    content.reach(behind, &name_of(path));
+                }
             }
             expected = expected.max(content.last.next());
             (kind, content)

@@ -58,6 +58,7 @@ pub(super) fn seal(shared: &Shared, slot: Slot, keys_from: Timestamp) -> Result<
     let Some(File {
         number,
         size,
+        last,
         kind: FileKind::Journal { file, topics, keys },
         ..
     }) = index.files.get(&slot)
@@ -67,6 +68,7 @@ pub(super) fn seal(shared: &Shared, slot: Slot, keys_from: Timestamp) -> Result<
     let number = *number;
     let file = file.clone();
     let size = *size;
+    let last = *last;
     let parts = parts(&index, slot, topics);
     let sorted = keys.sorted();
     let floor = index.floor;
@@ -77,7 +79,7 @@ pub(super) fn seal(shared: &Shared, slot: Slot, keys_from: Timestamp) -> Result<
     let origin = Origin {
         id: shared.id,
         number,
-        span: span(&parts),
+        span: (first_of(&parts), last),
         floor,
     };
     let path = segment_path(&shared.dir, number, 0);
@@ -105,7 +107,8 @@ pub(super) fn seal(shared: &Shared, slot: Slot, keys_from: Timestamp) -> Result<
         builder.keys(&known)?;
     }
     let opened = builder.finish()?;
-    install(shared, slot, path, 0, &opened)?;
+    let topics = parts.into_iter().map(|part| part.topic).collect();
+    install(shared, (slot, topics), path, 0, &opened)?;
     shared.disk.remove(&journal_path(&shared.dir, number))?;
     shared.disk.sync_dir(&shared.dir)?;
     shared.unsealed.fetch_sub(1, Ordering::AcqRel);
@@ -142,11 +145,10 @@ fn parts(index: &Index, slot: Slot, topics: &[(u32, TopicId)]) -> Vec<Part> {
     parts
 }
 
-fn span(parts: &[Part]) -> (Sequence, Sequence) {
-    let spots = || parts.iter().flat_map(|part| &part.spots);
-    let first = spots().map(|spot| spot.sequence).min();
-    let last = spots().map(|spot| spot.sequence).max();
-    (first.unwrap_or_default(), last.unwrap_or_default())
+fn first_of(parts: &[Part]) -> Sequence {
+    let firsts = parts.iter().filter_map(|part| part.spots.first());
+    let first = firsts.map(|spot| spot.sequence).min();
+    first.unwrap_or_default()
 }
 
 fn damaged(topic: &Topic, sequence: Sequence) -> Failure {
@@ -220,7 +222,9 @@ impl Source {
         if let Some(bytes) = self.whole.get(at..at.saturating_add(size)) {
             return Ok(bytes.into());
         }
-        let mut bytes = vec![0; size];
+        // A length that does not read back right must not take memory.
+        let left = self.file.size()?.saturating_sub(offset);
+        let mut bytes = vec![0; size.min(usize::try_from(left).unwrap_or(usize::MAX))];
         let read = self.file.read_at(&mut bytes, offset)?;
         bytes.truncate(read);
         Ok(bytes.into())
@@ -230,7 +234,7 @@ impl Source {
 /// Puts a segment in the place of the file that it was made of.
 fn install(
     shared: &Shared,
-    old: Slot,
+    (old, topics): (Slot, Vec<Topic>),
     path: PathBuf,
     generation: u32,
     opened: &segment::Opened,
@@ -246,6 +250,13 @@ fn install(
             if let Some(file) = index.files.get_mut(&slot) {
                 file.live_bytes += bytes;
             }
+        }
+    }
+    // Topics of which nothing is in the new file.
+    for topics in topics.chunks(TURN) {
+        let mut index = lock(&shared.index);
+        for topic in topics {
+            index.leave(topic, old);
         }
     }
     lock(&shared.index).files.remove(&old);
@@ -270,6 +281,8 @@ pub(super) fn file_of(
             words.extend(keys.iter().map(|(key, _)| keys::word(*key)));
         }
     }
+    let groups = opened.groups.iter();
+    let key_bytes = groups.map(|group| group.place.keys_bytes() as u64);
     let records = opened
         .groups
         .iter()
@@ -281,9 +294,11 @@ pub(super) fn file_of(
             generation,
             filter: Filter::of(words),
         },
+        last: Sequence(opened.header.last),
         size: opened.size,
         live_bytes: 0,
         fixed_bytes: opened.size.saturating_sub(records.sum()),
+        key_bytes: key_bytes.sum(),
         times: opened.times.clone(),
         newest_key: opened.newest_key,
         is_damaged: false,
@@ -330,7 +345,8 @@ pub(super) fn rewrite(shared: &Shared, slot: Slot, keys_from: Timestamp) -> Resu
         )?;
     }
     let opened = builder.finish()?;
-    install(shared, slot, path, generation, &opened)?;
+    let topics = before.groups.into_iter().map(|group| group.topic).collect();
+    install(shared, (slot, topics), path, generation, &opened)?;
     shared.disk.remove(file.path())?;
     shared.disk.sync_dir(&shared.dir)?;
     Ok(())

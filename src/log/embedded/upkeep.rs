@@ -166,12 +166,19 @@ impl Upkeep {
             self.retain_age(space);
         }
         self.retain_bytes();
-        let forgotten = lock(&self.shared.index).forget_emptied();
-        if forgotten > 0 {
-            tracing::debug!(forgotten, "topics without records were forgotten");
-        }
         if let Err(error) = self.note(false) {
             tracing::debug!(%error, "what was dropped is noted later");
+        }
+        let keys_from = self.keys_from();
+        let mut index = lock(&self.shared.index);
+        index.forget_keys(keys_from);
+        let (forgotten, holding) = index.forget_emptied(self.shared.max_topics / 2);
+        drop(index);
+        for slot in holding {
+            self.rewrite(slot, keys_from);
+        }
+        if forgotten > 0 {
+            tracing::debug!(forgotten, "topics without records were forgotten");
         }
         self.reclaim();
         let metrics = &self.shared.meters.metrics;
@@ -266,13 +273,17 @@ impl Upkeep {
             if self.shared.is_closing() {
                 return;
             }
-            match seal::rewrite(&self.shared, slot, keys_from) {
-                Ok(()) => {}
-                Err(seal::Failure::Io(error)) => {
-                    tracing::debug!(%error, "a segment cannot be written once more now");
-                }
-                Err(seal::Failure::Damaged(error)) => self.damaged(slot, &error),
+            self.rewrite(slot, keys_from);
+        }
+    }
+
+    fn rewrite(&self, slot: Slot, keys_from: Timestamp) {
+        match seal::rewrite(&self.shared, slot, keys_from) {
+            Ok(()) => {}
+            Err(seal::Failure::Io(error)) => {
+                tracing::debug!(%error, "a segment cannot be written once more now");
             }
+            Err(seal::Failure::Damaged(error)) => self.damaged(slot, &error),
         }
     }
 
