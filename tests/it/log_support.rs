@@ -4,8 +4,8 @@ use std::{
     collections::BTreeMap,
     fs,
     future::Future,
-    io::{self, Read},
-    os::unix::fs::MetadataExt,
+    io,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, Weak},
     time::{Duration, Instant},
@@ -215,10 +215,12 @@ fn files(dir: &Path) -> io::Result<BTreeMap<PathBuf, u64>> {
     Ok(all)
 }
 
+/// Later files first: what an earlier one holds was written before, so a copy of it has all of that.
 fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
+    let mut entries = fs::read_dir(from)?.collect::<io::Result<Vec<_>>>()?;
+    entries.sort_by_key(|entry| std::cmp::Reverse(entry.file_name()));
+    for entry in entries {
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
             copy_tree(&entry.path(), &target)?;
@@ -229,13 +231,25 @@ fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies a file; what was only set aside at its end stays a hole.
+/// Copies a file from its end to its start: what lies before a piece was written before it, and is there when that is read.
 fn copy_file(from: &Path, to: &Path) -> io::Result<()> {
-    let mut from = fs::File::open(from)?;
-    let meta = from.metadata()?;
-    let mut to = fs::File::create(to)?;
-    io::copy(&mut (&mut from).take(meta.blocks() * 512), &mut to)?;
-    to.set_len(meta.len())
+    const PIECE: u64 = 64 * 1024;
+    let from = fs::File::open(from)?;
+    let to = fs::File::create(to)?;
+    let len = from.metadata()?.len();
+    to.set_len(len)?;
+    let mut end = len;
+    while end > 0 {
+        let start = (end - 1) / PIECE * PIECE;
+        let mut piece = vec![0; usize::try_from(end - start).unwrap()];
+        from.read_exact_at(&mut piece, start)?;
+        // What was only set aside stays a hole.
+        if piece.iter().any(|byte| *byte != 0) {
+            to.write_all_at(&piece, start)?;
+        }
+        end = start;
+    }
+    Ok(())
 }
 
 /// A follower that keeps what it is called with and checks the contract of the calls.
