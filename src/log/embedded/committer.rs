@@ -503,11 +503,13 @@ impl Committer {
         if !is_due || self.shared.unsealed.load(Ordering::Acquire) >= UNSEALED {
             return;
         }
-        let spare = lock(&self.shared.spare).take();
-        let next = match spare {
+        // Locked until there is one, so that journals are numbered in the order in which they are written.
+        let mut spare = lock(&self.shared.spare);
+        let next = match spare.take() {
             Some(spare) => Ok(spare),
             None => self.shared.make_journal(),
         };
+        drop(spare);
         match next {
             Ok(next) => self.switch(next),
             Err(error) => {

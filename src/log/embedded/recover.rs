@@ -358,7 +358,7 @@ impl Recovery {
         let before = self
             .journals
             .last()
-            .filter(|before| before.number + 1 == number);
+            .filter(|before| before.number + 1 == number && before.batches > 0);
         let before = before.map(|before| (before.path.clone(), before.end));
         let may_jump = before.is_none();
         let scanned = journal::scan(&file, &header, self.next, may_jump, |whole| {

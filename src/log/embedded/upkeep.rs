@@ -113,11 +113,12 @@ impl Upkeep {
 
     /// Makes the next journal before the committer needs it.
     fn make_spare(&self) {
-        if lock(&self.shared.spare).is_some() || self.shared.is_closing() {
+        let mut spare = lock(&self.shared.spare);
+        if spare.is_some() || self.shared.is_closing() {
             return;
         }
         match self.shared.make_journal() {
-            Ok(journal) => *lock(&self.shared.spare) = Some(journal),
+            Ok(journal) => *spare = Some(journal),
             Err(error) => tracing::debug!(%error, "the next journal is made when it is needed"),
         }
     }
