@@ -102,10 +102,8 @@ async fn a_position_of_a_deleted_stream_is_refused() {
         .set("log.engine", "jetstream")
         .set("jetstream.url", nats.url());
     let server = TestServer::with(settings.clone()).await;
-    let sent = server
-        .chat()
-        .await
-        .send_message(send("general", "ann", "old"));
+    let mut chat = server.chat().await;
+    let sent = chat.send_message(send("general", "ann", "old"));
     let sent = sent.await.unwrap();
     let old = sent.metadata().get("log-id").unwrap().clone();
     let position = sent.into_inner().sequence;
@@ -117,10 +115,8 @@ async fn a_position_of_a_deleted_stream_is_refused() {
     let replica = TestServer::with(settings.set("server.instance_id", "other")).await;
     let mut last = 0;
     while last <= position {
-        let sent = server
-            .chat()
-            .await
-            .send_message(send("general", "ann", "new"));
+        let mut chat = server.chat().await;
+        let sent = chat.send_message(send("general", "ann", "new"));
         last = sent.await.unwrap().into_inner().sequence;
     }
     for server in [&server, &replica] {
