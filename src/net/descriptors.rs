@@ -5,8 +5,8 @@
 //!
 //! | share | bounded by |
 //! |---|---|
-//! | the log | [`LOG`], a promise of the engine on this machine's disk |
-//! | the process itself | [`OWN`], the sum of what is listed there |
+//! | the log | `LOG`, a promise of the engine on this machine's disk |
+//! | the process itself | `OWN`, the sum of what is listed there |
 //! | connections of the admin port | [`Descriptors::admin`] |
 //! | contents of files, requests to S3 | [`Descriptors::files`], permits of `blob` |
 //! | connections of clients | [`Descriptors::clients`] |

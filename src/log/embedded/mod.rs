@@ -11,7 +11,7 @@
 //! what it wrote becomes readable after its flush, so a reader sees durable records only, and no reader or follower ever waits for
 //! a flush. One process at a time holds the data directory.
 //!
-//! Read [`files`] and [`journal`] for what is on the disk, then `index` and `committer`.
+//! Read `files` and `journal` for what is on the disk, then `index` and `committer`.
 
 mod committer;
 pub mod disk;
