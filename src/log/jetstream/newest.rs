@@ -23,7 +23,8 @@ impl Shared {
     ) -> Result<Vec<Arc<Record>>, Error> {
         let limit = Limit {
             records: limit.records.max(1),
-            ..limit
+            // No record at all is never enough.
+            bytes: limit.bytes.max(1),
         };
         self.ready().await?;
         let (newest, _) = self.view.newest(topic, before, limit);
