@@ -158,7 +158,7 @@ section! {
         /// memory while it is sealed, which takes about as much.
         #[serde(with = "size")]
         pub segment: ByteSize = ByteSize::mib(16), in ByteSize::mib(1)..=ByteSize::gib(1);
-        /// Topics of the embedded engine at most; records of further ones are refused. Each takes about 200 bytes of memory. A topic
+        /// Topics of the embedded engine at most; records of further ones are refused. Each takes about 550 bytes of memory. A topic
         /// without records is forgotten when there are many of those.
         pub max_topics: usize = 1_000_000, in 1..=100_000_000;
         /// How long and how much of each topic is kept, by its space.

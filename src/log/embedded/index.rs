@@ -1,6 +1,6 @@
 //! The index: which topics there are, where their records lie, and up to where the log is readable.
 //!
-//! It is derived state, in memory. A topic takes about 200 bytes, a record of a journal 16, a topic in a segment 48; the records of
+//! It is derived state, in memory. A topic takes about 550 bytes, a record of a journal 16, a topic in a segment 48; the records of
 //! segments take nothing.
 
 use std::{
