@@ -266,3 +266,52 @@ pub(super) fn code_of(headers: &HeaderMap) -> Option<Code> {
     let value = headers.get(Status::GRPC_STATUS)?;
     Some(Code::from_bytes(value.as_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_code_has_its_status() {
+        // The reason, the canonical code, whether to retry, and whether certainly nothing was stored.
+        let expected = [
+            ("INVALID_ARGUMENT", Code::InvalidArgument, false, true),
+            ("NOT_FOUND", Code::NotFound, false, true),
+            ("IDEMPOTENCY_KEY_REUSED", Code::AlreadyExists, false, true),
+            ("LIMIT_EXCEEDED", Code::ResourceExhausted, false, true),
+            ("POSITION_TRIMMED", Code::OutOfRange, false, true),
+            ("POSITION_BEYOND_TAIL", Code::OutOfRange, false, true),
+            ("LOG_REPLACED", Code::OutOfRange, false, true),
+            ("ALREADY_EXISTS", Code::AlreadyExists, false, true),
+            ("SUPERSEDED", Code::Aborted, false, false),
+            ("CHECKSUM_MISMATCH", Code::DataLoss, false, true),
+            ("RANGE_OUTSIDE", Code::OutOfRange, false, true),
+            ("STORAGE_FULL", Code::ResourceExhausted, true, true),
+            ("STORAGE_UNAVAILABLE", Code::Unavailable, true, false),
+            ("STORAGE_FAILED", Code::Unavailable, true, false),
+            ("STORAGE_CORRUPT", Code::DataLoss, false, false),
+            ("INSTANCE_UNAVAILABLE", Code::Unavailable, true, true),
+            ("DRAINING", Code::Unavailable, true, false),
+            ("MAX_AGE", Code::Unavailable, true, false),
+        ];
+        let found = ErrorCode::ALL.map(|code| {
+            (
+                code.reason(),
+                grpc_code(code),
+                code.is_retryable(),
+                code.has_no_side_effects(),
+            )
+        });
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_position_in_a_gap_says_where_to_go_on() {
+        let tail = Sequence(40);
+        let status = into_status(log::Error::Replaced { tail }.into());
+        let info = status.get_details_error_info().unwrap();
+        assert_eq!(status.code(), Code::OutOfRange);
+        assert_eq!((&*info.reason, &*info.domain), ("LOG_REPLACED", DOMAIN));
+        assert_eq!(info.metadata["first_sequence"], "40");
+    }
+}

@@ -162,6 +162,26 @@ async fn the_examples_talk_to_each_other_across_kill_9() {
     }
 }
 
+#[tokio::test]
+async fn the_examples_end_where_the_log_is_another() {
+    let mut server = TestServer::with(Settings::default().set("server.grpc", OWN_ADDRESS)).await;
+    let address = server.grpc().to_string();
+    let mut talkers = Vec::new();
+    for (name, program, args) in clients(&address) {
+        talkers.push(Talker::start(name, program, &args).await);
+    }
+    round(&mut talkers, "hello").await;
+    server.kill().await;
+    std::fs::remove_dir_all(server.dir().join("data")).unwrap();
+    let _server = server.restart_in_place().await;
+    for mut talker in talkers {
+        let shown = soon(talker.name, talker.lines.next_line()).await.unwrap();
+        assert_eq!(shown, None, "{} goes on", talker.name);
+        let status = soon(talker.name, talker.process.wait()).await.unwrap();
+        assert_eq!(status.code(), Some(1), "{}", talker.name);
+    }
+}
+
 /// The lines a process prints.
 fn lines(process: &mut Child) -> Lines<BufReader<ChildStdout>> {
     BufReader::new(process.stdout.take().unwrap()).lines()
