@@ -224,7 +224,7 @@ mod tests {
             server_resident_growth_bytes: Some(3 << 20),
         };
         let text = table(&figures);
-        for part in ["4,000", "0.500", "3.0", "1.2"] {
+        for part in ["4 000", "0.500", "3.0", "1.2"] {
             assert!(text.contains(part), "{part} in {text}");
         }
     }
